@@ -1,0 +1,165 @@
+"""The `dsync` command.  What a subcommand needs is imported when it runs, so `--help` is quick."""
+
+import argparse
+import importlib
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["main"]
+
+ABOUT = """\
+asyncio's locks, semaphores, events, conditions and barriers, across processes and machines.
+"""
+
+EXAMPLES = """\
+examples:
+  dsync demo                      see all primitives at work; needs no server
+  dsync serve                     a server to try your program on, until Ctrl-C
+  export DSYNC_URL=redis://host   the server that programs and commands use when told no other
+"""
+
+SERVE_ABOUT = """\
+Run an embedded Valkey in the foreground, on a private unix socket unless --port says otherwise.
+The first line on stdout is its URL; everything else goes to stderr.
+It ends with this command, however this command ends, and its data are gone then.
+"""
+
+SERVE_EXAMPLES = """\
+examples:
+  dsync serve                     a socket of its own: nobody else can reach it
+  dsync serve --port 6379         where dsync.connect() looks without a URL
+  dsync serve --port 0            any free port
+  dsync serve --socket ./valkey.sock
+"""
+
+DEMO_ABOUT = """\
+Start worker processes that contend for every primitive, and watch them.
+One of them is killed on purpose; the summary at the end is verified, and the exit code tells.
+"""
+
+DEMO_EXAMPLES = """\
+examples:
+  dsync demo                      15 seconds, on an embedded server
+  dsync demo --workers 8 --seconds 60
+  dsync demo --url redis://localhost:6379/0
+  dsync demo --plain              lines instead of a live screen: for logs and CI
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130  # as a shell reports a death by Ctrl-C
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _with_examples(argparse.ArgumentParser(prog="dsync"), ABOUT, EXAMPLES)
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version and exit",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="run an embedded server until Ctrl-C")
+    _with_examples(serve, SERVE_ABOUT, SERVE_EXAMPLES)
+    address = serve.add_mutually_exclusive_group()
+    address.add_argument(
+        "--port", type=_port, metavar="N", help="listen on 127.0.0.1:N; 0 takes a free port"
+    )
+    address.add_argument("--socket", metavar="PATH", help="where to put the unix socket")
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser("demo", help="all primitives at work, on real processes")
+    _with_examples(demo, DEMO_ABOUT, DEMO_EXAMPLES)
+    demo.add_argument(
+        "--seconds", type=_seconds, default=15.0, metavar="S", help="how long (default: 15)"
+    )
+    demo.add_argument(
+        "--workers", type=_count, default=4, metavar="N", help="worker processes (default: 4)"
+    )
+    demo.add_argument("--url", help="the server to use (default: an embedded one)")
+    demo.add_argument("--plain", action="store_true", help="plain lines, no live screen")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from dsync.server import Server, ServerError
+
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    try:
+        with Server.start(port=args.port, socket_path=args.socket) as server:
+            print(server.url, flush=True)
+            _say(
+                f"Valkey is ready, with pid {server.pid}.  In another terminal:",
+                f"  export DSYNC_URL='{server.url}'",
+                "and dsync.connect() finds it.  Ctrl-C ends it, and its data with it.",
+            )
+            while not over.wait(0.5):
+                if not server.alive:
+                    raise ServerError(f"the server at {server.url} ended by itself")
+    except ServerError as error:
+        _say(f"dsync serve: {error}")
+        return 1
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    return int(importlib.import_module("dsync.demo").main(args))
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _with_examples(
+    parser: argparse.ArgumentParser, about: str, examples: str
+) -> argparse.ArgumentParser:
+    parser.description, parser.epilog = about, examples
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; unlike argparse's own action it looks the version up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print("dsync", version("dsync-redis"))
+        parser.exit()
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return seconds

@@ -1,0 +1,347 @@
+"""Client: where primitives of one store and namespace are made, and how long it all lives."""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from random import uniform
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+from dsync.arguments import checked_count, checked_seconds
+from dsync.cohort import BEAT, Cohort
+from dsync.errors import ClientClosed
+from dsync.holding import checked_terms
+from dsync.lease import Keeper, Lease, LostHook, OnLost
+from dsync.lock import Lock
+from dsync.names import checked_name, identify
+from dsync.semaphore import BoundedSemaphore, Semaphore
+from dsync.store import Store
+
+__all__ = ["Client", "connect"]
+
+log = logging.getLogger("dsync")
+ErrorHook = Callable[[BaseException], object]
+
+# How many forks this process is away from the one that imported us.
+_forks = 0
+
+
+def _note_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+class Client:
+    """Primitives by name, in one store.
+
+    Making one does no I/O and needs no event loop.  It binds to the loop that uses it first.
+
+    Args:
+        url: `memory://`, `embedded://`, `redis://host:6379/0`, `rediss://`, `unix://`; without one
+            `$DSYNC_URL`, else `redis://localhost:6379`.
+        redis: a `redis.asyncio.Redis` of your own instead of a URL.  dsync makes its connection
+            with the settings of its pool; the client itself stays yours to close.
+        namespace: what keys begin with; clients see each other's primitives in the same one.
+        label: who this process is, in `info()` and in errors; by default the program's name.
+        outage_timeout: seconds for which Redis may be out of reach before StoreUnavailable.
+        on_error: called with what failed and nobody awaited; by default the event loop's
+            exception handler is.
+        on_lost: called with each Lease that is lost.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be used; the message names it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        redis: Any = None,
+        namespace: str = "dsync",
+        label: str | None = None,
+        outage_timeout: float = 10.0,
+        on_error: ErrorHook | None = None,
+        on_lost: LostHook | None = None,
+    ) -> None:
+        if url is not None and redis is not None:
+            raise TypeError("give either a url or a redis client, not both")
+        self.namespace = checked_name(namespace, "namespace")
+        self.label = checked_name(label or os.path.basename(sys.argv[0]) or "python", "label")
+        self._outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
+        self._on_error = on_error
+        self._on_lost = on_lost
+        client_id = identify(self.label, os.getpid(), token_hex(6))
+        self.store: Store = self._open(url, redis, client_id)
+        self.client_id = client_id
+        self.keeper = Keeper()
+        # A cohort lives while somebody has an object of its name, waits or holds.
+        self._cohorts: WeakValueDictionary[tuple[str, str], Cohort] = WeakValueDictionary()
+        # Every token of ours that asks or holds, and whose it is.
+        self.homes: dict[str, Cohort] = {}
+        # All beats of this client fall on one grid in time, each client's on another.
+        self.phase = uniform(0, BEAT)
+        self._warned: set[str] = set()
+        self._counter = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = _forks
+        self._closed = False
+
+    def _open(self, url: str | None, redis: Any, client_id: str) -> Store:
+        if redis is None:
+            url = url if url is not None else os.environ.get("DSYNC_URL", "redis://localhost:6379")
+            if not isinstance(url, str):
+                raise TypeError(f"url must be a str, got {type(url).__name__}: {url!r}")
+            if url.startswith("memory://"):
+                from dsync.local.store import MemoryStore
+
+                return MemoryStore(client_id, self, self.namespace, url[len("memory://") :])
+        from dsync.redis import RedisStore
+
+        return RedisStore(client_id, self, self.namespace, url, redis, self._outage_timeout)
+
+    # -- primitives -------------------------------------------------------------------------------
+
+    def lock(
+        self,
+        name: str,
+        *,
+        lease: float = 30.0,
+        renew: bool = True,
+        max_hold: float | None = None,
+        on_lost: OnLost = "cancel",
+        fair: bool = False,
+        max_waiters: int | None = None,
+    ) -> Lock:
+        """The lock of this name.
+
+        Args:
+            name: any text but the empty one.
+            lease: seconds for which it stays ours if this process goes silent.
+            renew: keep it renewed while it is held.
+            max_hold: seconds after which it is lost whatever happens; renewal does not pass it.
+            on_lost: "cancel" the body of `async with`, or only "flag" the loss on the lease.
+            fair: strict order of arrival over all processes.
+            max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
+        """
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        return Lock(self._cohort("lock", name, 1, fences=True), name, terms)
+
+    def semaphore(
+        self,
+        name: str,
+        value: int = 1,
+        *,
+        lease: float = 30.0,
+        renew: bool = True,
+        max_hold: float | None = None,
+        on_lost: OnLost = "cancel",
+        fair: bool = False,
+        max_waiters: int | None = None,
+    ) -> Semaphore:
+        """The semaphore of this name, with `value` permits; the rest as for `lock()`."""
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        return Semaphore(self._cohort("semaphore", name, value), name, terms)
+
+    def bounded_semaphore(
+        self,
+        name: str,
+        value: int = 1,
+        *,
+        lease: float = 30.0,
+        renew: bool = True,
+        max_hold: float | None = None,
+        on_lost: OnLost = "cancel",
+        fair: bool = False,
+        max_waiters: int | None = None,
+    ) -> BoundedSemaphore:
+        """The bounded semaphore of this name, with `value` permits; the rest as for `lock()`.
+
+        It shares its permits with the `semaphore()` of the same name.
+        """
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        return BoundedSemaphore(self._cohort("semaphore", name, value), name, terms)
+
+    def _cohort(self, kind: str, name: str, value: int, fences: bool = False) -> Cohort:
+        checked_name(name)
+        checked_count("value", value)
+        cohort = self._cohorts.get((kind, name))
+        if cohort is None:
+            cohort = self._cohorts[kind, name] = Cohort(self, kind, name, value, fences)
+        else:
+            cohort.declare(value)
+        return cohort
+
+    # -- lifetime ---------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Called before anything is asked: this loop, this process, and open."""
+        if self._closed:
+            raise ClientClosed(f"{self!r} is closed: make a new one with dsync.connect()")
+        if self._forks != _forks:
+            raise RuntimeError(
+                f"{self!r} was made before a fork and belongs to the parent process; "
+                "make a client in the child"
+            )
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise RuntimeError(
+                    f"{self!r} is bound to a different event loop; make one client for each loop"
+                )
+            self._loop = loop
+
+    async def check(self) -> Self:
+        """Ask the server for a sign of life.
+
+        Raises:
+            StoreUnavailable: there was none; the message says why.
+        """
+        self.enter()
+        await self.store.check()
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.check().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.check()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Release what is held, fail what waits, and wait until the server has confirmed all.
+
+        Holders see LeaseLost, waiters ClientClosed.  Closing twice is fine.
+        """
+        if self._closed:
+            return
+        if self._loop is not None:
+            self.enter()
+            for cohort in set(self.homes.values()) | set(self._cohorts.values()):
+                cohort.close()
+        self._closed = True
+        self.keeper.close()
+        if self._loop is not None:
+            try:
+                async with asyncio.timeout(self._outage_timeout):
+                    await self.store.drain()
+            except TimeoutError:
+                log.warning("%r was closed with commands that Redis has not confirmed", self)
+            finally:
+                await self.store.aclose()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<dsync.Client {self.client_id} [{state}, namespace:{self.namespace!r}]>"
+
+    # -- what cohorts need ----------------------------------------------------------------------
+
+    def token(self) -> str:
+        """A name for one acquisition, made before anything is sent."""
+        self._counter += 1
+        return f"{self.client_id}.{self._counter}"
+
+    def listening(self) -> bool:
+        """Whether messages reach us at the moment."""
+        return self.store.listening
+
+    def report(self, error: BaseException) -> None:
+        """Something failed and nobody awaited it."""
+        if self._on_error is not None:
+            try:
+                self._on_error(error)
+            except Exception:
+                log.exception("the on_error hook failed on %r", error)
+        elif self._loop is not None and not self._loop.is_closed():
+            self._loop.call_exception_handler(
+                {"message": "dsync: a write failed that nobody awaited", "exception": error}
+            )
+
+    def lost(self, lease: Lease) -> None:
+        """A lease was lost: say so, and call the hook."""
+        log.warning("%s", lease.error())
+        if self._on_lost is not None:
+            try:
+                self._on_lost(lease)
+            except Exception:
+                log.exception("the on_lost hook failed on %r", lease)
+
+    def disagreement(self, what: str, declared: int, limit: int) -> None:
+        """The store has another limit than the one this process declared: say so once."""
+        if declared != limit and what not in self._warned:
+            self._warned.add(what)
+            log.warning(
+                "%s has %d permits in all; this process was made with %d "
+                "(a newer process declared another value, or somebody resized it)",
+                what, limit, declared,
+            )  # fmt: skip
+
+    # -- what the store delivers ------------------------------------------------------------------
+
+    def pushed(self, message: list[bytes], evidence: float) -> None:
+        """A message for this process."""
+        try:
+            kind, token = message[0], message[1].decode()
+            numbers = [int(part) for part in message[2:]]
+            cohort = self.homes.get(token)
+            if cohort is None:
+                return  # released meanwhile
+            if kind == b"g":
+                fence, claim, waiting, limit = numbers
+                cohort.pushed_grant(token, fence, claim / 1000, waiting, limit, evidence)
+            elif kind == b"w":
+                waiting, limit = numbers
+                cohort.pushed_wish(waiting, limit)
+            elif kind == b"l" and token in cohort.holds:
+                cohort.lose(cohort.holds[token], "it was released by force")
+        except (ValueError, IndexError):
+            log.warning("somebody else wrote on our channel: %r", message)
+
+    def gap(self) -> None:
+        """Messages may have been lost: everybody who waits or holds asks again."""
+        started = time.monotonic()
+        for cohort in set(self.homes.values()):
+            cohort.ask_all()
+        self.keeper.renew_now()
+        log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
+
+
+def connect(
+    url: str | None = None,
+    *,
+    namespace: str = "dsync",
+    label: str | None = None,
+    outage_timeout: float = 10.0,
+    on_error: ErrorHook | None = None,
+    on_lost: LostHook | None = None,
+) -> Client:
+    """A Client for this URL; see there for the arguments.
+
+    ::
+
+        client = dsync.connect("redis://localhost:6379")         # no I/O yet
+        client = await dsync.connect("redis://localhost:6379")   # and checks the server
+        async with dsync.connect("memory://") as client: ...     # and closes
+    """
+    return Client(
+        url,
+        namespace=namespace,
+        label=label,
+        outage_timeout=outage_timeout,
+        on_error=on_error,
+        on_lost=on_lost,
+    )

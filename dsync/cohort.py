@@ -1,0 +1,629 @@
+"""Cohort: the tasks of this process that want one name, and what the process has and asks for.
+
+In-process first, as in lock cohorting (Dice, Marathe, Shavit: "Lock Cohorting", PPoPP 2012): the
+process is what a NUMA node is there.  Tasks queue here; one request for each permit that they could
+use stands in the store's queue.  A release hands the permit to the next task with no network at
+all, until another process waits: then for at most PASSES passes or PASS_TIME seconds more.
+
+Nothing here awaits but the waiting tasks themselves: replies and messages change the state in
+place and wake whose turn it is.
+"""
+
+import asyncio
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dsync.errors import (
+    AcquireTimeout,
+    ClientClosed,
+    DsyncError,
+    StoreUnavailable,
+    TooManyWaiters,
+)
+from dsync.lease import Hold, Lease, Terms, margin
+from dsync.reply import Reply
+from dsync.store import Arg, Call, Done
+
+if TYPE_CHECKING:
+    from dsync.client import Client
+
+__all__ = ["Cohort"]
+
+PASSES = 64  # also the fences that a grant reserves: each pass uses one
+PASS_TIME = 0.010  # seconds
+CLAIM = 5.0  # seconds, the longest lease of a grant by message, until it is renewed
+BEAT = 2.0  # seconds between two signs of life of a process that waits
+SILENCE_MS = 6000  # a process silent for three beats has lost its places
+TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
+
+DONE: Reply[None] = Reply(None)
+
+
+class Waiter:
+    """A task that waits here: its future gets a Lease, None (it would have to wait), or an error."""
+
+    __slots__ = ("future", "request", "terms")
+
+    def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
+        self.future = future
+        self.terms = terms
+        self.request: Request | None = None  # its own, where it does not share the cohort's
+
+
+class Request:
+    """One place of this process in the store's queue, or on the way there."""
+
+    __slots__ = ("again", "asking", "queued", "resent", "terms", "token", "waiter")
+
+    def __init__(self, token: str, terms: Terms, waiter: Waiter | None) -> None:
+        self.token = token
+        self.terms = terms
+        self.waiter = waiter  # None: whoever is next here
+        self.asking = False  # a question is on its way
+        self.again = False  # and another has to follow it
+        self.queued = False  # the store has said that it waits
+        self.resent = False  # a copy of the question may still arrive, much later
+
+
+class Cohort:
+    """What this process wants, asks for and holds of one lock or semaphore."""
+
+    def __init__(self, client: "Client", kind: str, name: str, value: int, fences: bool) -> None:
+        self.client = client
+        self.what = f"{kind.replace('_', ' ')} {name!r}"
+        self.record = client.store.at(kind, name)
+        self.block = PASSES if fences else 0
+        self.fixed = fences  # a lock's limit is 1 and nobody declares another
+        self.declared = value
+        self.limit = value  # as the store has told us last
+        self._revision = 0
+        # Waiting tasks, in order of arrival, but for those with a request of their own.
+        self.waiters: deque[Waiter] = deque()
+        # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
+        # client's `homes` as long as it is in either.
+        self.requests: dict[str, Request] = {}
+        self.holds: dict[str, Hold] = {}
+        # Since when another process is known to wait, and how often we have passed since.
+        self._contended: float | None = None
+        self._passes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._expected = 0.0  # when the timer should fire
+        self._turn = 0
+
+    # -- what primitives call ------------------------------------------------------------------
+
+    def take(self) -> Lease | None:
+        """A permit without waiting, where this process has one to spare."""
+        return None
+
+    async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
+        """Wait for a permit.  Nothing stays behind if it raises."""
+        if timeout == 0:
+            lease = await self.try_acquire(terms)
+            if lease is None:
+                raise self._timed_out(timeout)
+            return lease
+        self.client.enter()
+        self._check_room(terms)
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(loop.create_future(), terms)
+        if terms.alone:
+            waiter.request = self._ask(terms, waiter)
+        else:
+            self.waiters.append(waiter)
+            self._stand()
+        timer = None
+        if timeout is not None:
+            timer = loop.call_later(timeout, self._time_out, waiter, timeout)
+        try:
+            lease = await waiter.future
+        except BaseException:
+            self._abandon(waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        assert lease is not None
+        return lease
+
+    async def try_acquire(self, terms: Terms) -> Lease | None:
+        """A permit if one is free and nobody waits for it, else None."""
+        self.client.enter()
+        if self.waiters:
+            return None
+        waiter = Waiter(asyncio.get_running_loop().create_future(), terms)
+        waiter.request = self._ask(terms, waiter, wait=0)
+        try:
+            return await waiter.future
+        except BaseException:
+            self._abandon(waiter)
+            raise
+
+    def give_back(self, lease: Lease) -> Reply[None]:
+        """End a lease: pass its permit on here, or release it in the store.  Raises LeaseLost."""
+        hold = lease.hold
+        assert hold is not None
+        if hold.lease is not lease:
+            raise lease.error()
+        now = time.monotonic()
+        if now >= hold.deadline:
+            self.expire(hold)
+            self._release(hold.token, hold.tombstone)
+            raise lease.error()
+        waiter = self._next_waiter() if self._may_pass(hold, now) else None
+        if waiter is not None:
+            hold.fence += 1
+            hold.terms = waiter.terms
+            self._grant(hold, waiter)
+            if hold.last_fence - hold.fence == PASSES // 2 and not hold.renewing:
+                self.renew(hold, self.block)
+            return DONE
+        self._drop(hold)
+        reply: Reply[None] = Reply(report=self.client.report)
+        self._run_release(hold.token, hold.tombstone, partial(self._released, reply, lease))
+        self._stand()
+        return reply
+
+    def waiting(self) -> int:
+        """How many tasks of this process wait."""
+        bound = sum(request.waiter is not None for request in self.requests.values())
+        return len(self.waiters) + bound
+
+    def busy(self) -> bool:
+        """Whether, as far as this process knows, an acquire would have to wait now."""
+        if self.waiters or len(self.holds) >= self.limit:
+            return True
+        return any(request.queued for request in self.requests.values())
+
+    async def answer(self, transition: str, **args: Arg) -> list[Any]:
+        """What `ask` brings, awaited."""
+        reply: Reply[list[Any]] = Reply()
+        self.ask(transition, lambda call: reply.settle(call.reply), **args)
+        return await reply
+
+    def add(self) -> Reply[None]:
+        """Raise the limit by one, for everyone."""
+        reply: Reply[None] = Reply(report=self.client.report)
+
+        def added(call: Call) -> None:
+            failed = isinstance(call.reply, BaseException)
+            reply.settle(call.reply if failed else None)
+            if not failed:
+                self._learn_limit(call.reply[0])
+
+        self.ask(
+            "permit_add",
+            added,
+            token=self.client.token(),
+            declared=self.declared,
+            stamp=self.stamp(),
+            tombstone=TOMBSTONE_MS,
+        )
+        return reply
+
+    def free(self) -> int:
+        """Permits that nobody holds, as far as this process knows."""
+        return max(self.limit - len(self.holds), 0)
+
+    def declare(self, value: int) -> None:
+        """What the newest object of this process was made with."""
+        if value != self.declared:
+            self.declared = self.limit = value
+            self._revision += 1
+
+    def stamp(self) -> int | str:
+        """When this declaration was made, as the store compares them: by the client's birth."""
+        born = self.client.store.born
+        if self.fixed:
+            return 0
+        return born if isinstance(born, str) else born + self._revision
+
+    def ask(self, transition: str, done: Done, **args: Arg) -> None:
+        """Run a transition that changes nobody's place here, with what all of them need."""
+        if transition != "permit_info":
+            args |= {
+                "claim": int(CLAIM * 1000),
+                "block": self.block,
+                "inbox": self.client.store.channel,
+                "silence": SILENCE_MS,
+            }
+        self.client.enter()
+        self.record.run(transition, done, **args)
+
+    # -- requests: our places in the store's queue ----------------------------------------------
+
+    def _stand(self) -> None:
+        """Have one request for each permit that the tasks waiting here could use."""
+        room = self.limit - len(self.holds)
+        if room <= 0:
+            # With nothing in hand somebody has to be in the queue, for the limit may grow.
+            room = 0 if self.holds else 1
+        wanted = min(len(self.waiters), room)
+        if not wanted and not self.requests:
+            return
+        standing = [request for request in self.requests.values() if request.waiter is None]
+        for _ in range(wanted - len(standing)):
+            self._ask(self.waiters[0].terms, None)
+        for request in standing[wanted:]:
+            self._leave(request)
+
+    def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
+        request = Request(self.client.token(), terms, waiter)
+        self.requests[request.token] = request
+        self.client.homes[request.token] = self
+        self._send(request, wait)
+        return request
+
+    def _send(self, request: Request, wait: int = 1) -> None:
+        """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
+        request.asking = True
+        terms = request.terms
+        lease = terms.lease if terms.max_hold is None else min(terms.lease, terms.max_hold)
+        self.record.run(
+            "permit_acquire",
+            partial(self._answered, request),
+            token=request.token,
+            declared=self.declared,
+            stamp=self.stamp(),
+            lease=int(lease * 1000),
+            claim=int(min(lease, CLAIM) * 1000),
+            wait=wait,
+            block=self.block,
+            inbox=self.client.store.channel,
+            silence=SILENCE_MS,
+        )
+
+    def _answered(self, request: Request, call: Call) -> None:
+        request.asking = False
+        request.resent = request.resent or call.attempts > 1
+        if request.token not in self.requests:
+            return  # it has left meanwhile; the store hears of that behind this question
+        if isinstance(call.reply, BaseException):
+            self._refused(request, call.reply, sent=call.attempts > 0)
+            return
+        code, fence_or_place, ms, waiting, limit = call.reply
+        self._learn_limit(limit)
+        if code == 1:
+            self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
+        elif code == 0 and fence_or_place >= 0:
+            request.queued = True
+            self._note_waiting(waiting)
+            self._look_again(ms)
+            if request.again:
+                request.again = False
+                self._send(request)
+        elif code == 0:
+            self._forget(request)
+            if request.waiter is not None and not request.waiter.future.done():
+                request.waiter.future.set_result(None)
+        else:
+            # The store knows this token as one that has left: ours came late, after a
+            # reconnect.  Ask anew.
+            self._forget(request)
+            self._replace(request)
+
+    def pushed_grant(
+        self, token: str, fence: int, claim: float, waiting: int, limit: int, evidence: float
+    ) -> None:
+        """The store has given us a permit, not before `evidence`, for `claim` seconds."""
+        request = self.requests.get(token)
+        if request is None:
+            return  # granted twice, or it has left meanwhile
+        self._learn_limit(limit)
+        if evidence + claim - margin(claim) > time.monotonic():
+            self._granted(request, fence, evidence, claim, waiting)
+        elif request.asking:
+            request.again = True
+        else:
+            self._send(request)  # too old to be believed: ask
+
+    def _granted(
+        self, request: Request, fence: int, since: float, length: float, waiting: int
+    ) -> None:
+        """The permit is ours for `length` seconds from `since` on: give it to who is next."""
+        del self.requests[request.token]
+        if since + length - margin(length) <= time.monotonic():
+            # The answer took longer than the lease: it is none any more.
+            self._release(request.token, TOMBSTONE_MS)
+            del self.client.homes[request.token]
+            self._replace(request)
+            return
+        tombstone = TOMBSTONE_MS if request.resent or request.asking else 0
+        hold = Hold(self, request.token, request.terms, fence, tombstone)
+        self._contended = None
+        self._note_waiting(waiting)
+        waiter = request.waiter if request.waiter is not None else self._next_waiter()
+        if waiter is None or waiter.future.done():
+            self._release(request.token, tombstone)
+            del self.client.homes[request.token]
+            return
+        self.holds[hold.token] = hold
+        hold.terms = waiter.terms
+        if hold.terms.max_hold is not None:
+            hold.cap = time.monotonic() + hold.terms.max_hold
+        self.client.keeper.confirm(hold, since, length)
+        self._grant(hold, waiter)
+
+    def _replace(self, request: Request) -> None:
+        """This token will not do: whoever waits for it gets another."""
+        waiter = request.waiter
+        if waiter is None:
+            self._stand()
+        elif not waiter.future.done():
+            waiter.request = self._ask(request.terms, waiter)
+
+    def _refused(self, request: Request, error: BaseException, sent: bool) -> None:
+        """The store could not be asked: tell the tasks that wait for this request."""
+        self._forget(request)
+        if isinstance(error, StoreUnavailable) and sent:
+            # It may have been heard all the same.
+            self._release(request.token, TOMBSTONE_MS)
+        if request.waiter is not None:
+            waiters = [request.waiter]
+        else:
+            waiters = list(self.waiters)
+            self.waiters.clear()
+        for waiter in waiters:
+            if not waiter.future.done():
+                own = type(error)(*error.args)
+                own.__cause__ = error.__cause__
+                waiter.future.set_exception(own)
+
+    def _leave(self, request: Request) -> None:
+        """Nobody waits for this request any more: out of the queue, or pass on what it got."""
+        self._forget(request)
+        self._release(request.token, TOMBSTONE_MS)
+
+    def _forget(self, request: Request) -> None:
+        self.requests.pop(request.token, None)
+        self.client.homes.pop(request.token, None)
+        if not self.requests and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- tasks: who waits here -------------------------------------------------------------------
+
+    def _next_waiter(self) -> Waiter | None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    def _grant(self, hold: Hold, waiter: Waiter) -> None:
+        """Wake the waiter as the owner of this hold."""
+        fence = hold.fence if self.block else None
+        hold.lease = lease = Lease(self.what, hold, fence)
+        waiter.future.set_result(lease)
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """It waits no more: cancelled, timed out, or failed."""
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            # Granted and cancelled at once: the cancel wins, the permit goes to the next.
+            lease = future.result()
+            if lease is not None:
+                try:
+                    self.give_back(lease)
+                except DsyncError:
+                    pass  # lost: nothing to pass on
+            return
+        if waiter.request is not None:
+            if waiter.request.token in self.requests:
+                self._leave(waiter.request)
+            return
+        try:
+            self.waiters.remove(waiter)
+        except ValueError:
+            return  # failed: it is out already
+        self._stand()
+
+    def _time_out(self, waiter: Waiter, timeout: float) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(self._timed_out(timeout))
+
+    def _timed_out(self, timeout: float) -> AcquireTimeout:
+        others = self.waiting() + len(self.holds)
+        return AcquireTimeout(
+            f"{self.what} was not free within {timeout:g} s ({len(self.holds)} of {self.limit} "
+            f"held and {max(others - len(self.holds) - 1, 0)} others waiting in this process); "
+            "nothing is held; info() tells who holds it"
+        )
+
+    def _check_room(self, terms: Terms) -> None:
+        if terms.max_waiters is None:
+            return
+        # Whom a free permit may already be on its way to does not count as waiting.
+        coming = max(self.limit - len(self.holds), 0)
+        if any(request.queued for request in self.requests.values()):
+            coming = 0
+        if self.waiting() - coming >= terms.max_waiters:
+            raise TooManyWaiters(
+                f"{self.what}: {self.waiting()} tasks of this process wait already "
+                f"(max_waiters={terms.max_waiters}); nothing was queued"
+            )
+
+    # -- holds ----------------------------------------------------------------------------------
+
+    def _may_pass(self, hold: Hold, now: float) -> bool:
+        """Whether the next task here may have it, although another process may wait."""
+        if not self.waiters or hold.terms.alone:
+            return False
+        if self.block and hold.fence >= hold.last_fence:
+            return False
+        if self._contended is None:
+            return True
+        if self._passes < PASSES and now - self._contended < PASS_TIME:
+            self._passes += 1
+            return True
+        self._contended, self._passes = now, 0
+        return False
+
+    def renew(self, hold: Hold, block: int = 0) -> None:
+        """Ask for the full lease from now on, and for `block` new fences."""
+        hold.renewing = True
+        length = hold.next_length()
+        self.record.run(
+            "permit_renew",
+            partial(self._renewed, hold, length),
+            token=hold.token,
+            lease=int(length * 1000),
+            block=block,
+        )
+
+    def _renewed(self, hold: Hold, length: float, call: Call) -> None:
+        hold.renewing = False
+        if hold.token not in self.holds:
+            return
+        if isinstance(call.reply, BaseException):
+            self.client.keeper.failed(hold)
+            return
+        code, fence, _, waiting, limit = call.reply
+        if code == 0:
+            self.lose(hold, "the store gave it to another or has forgotten it")
+            return
+        if fence:
+            # The holder keeps the fence it knows; the next one here gets the first of these.
+            hold.fence, hold.last_fence = fence - 1, fence + self.block - 1
+        self.client.keeper.confirm(hold, call.sent, length)
+        self._learn_limit(limit)
+        self._note_waiting(waiting)
+
+    def expire(self, hold: Hold) -> None:
+        """Its deadline has passed, and nobody has renewed it."""
+        late = max(time.monotonic() - hold.deadline, 0)
+        self.lose(
+            hold, f"its lease of {hold.length:g} s ran out {late:.2f} s ago and was not renewed"
+        )
+
+    def lose(self, hold: Hold, reason: str) -> None:
+        """It is not ours any more: tell the holder, and let those waiting here ask anew."""
+        lease = hold.lease
+        self._drop(hold)
+        if lease is not None:
+            lease.lose(reason)
+            self.client.lost(lease)
+        self._stand()
+
+    def _drop(self, hold: Hold) -> None:
+        hold.lease = None
+        del self.holds[hold.token]
+        self.client.homes.pop(hold.token, None)
+        self.client.keeper.forget(hold)
+
+    def _release(self, token: str, tombstone: int) -> None:
+        """Give back what nobody uses; that it arrives is the link's business."""
+        self._run_release(token, tombstone, lambda call: None)
+
+    def _run_release(self, token: str, tombstone: int, done: Done) -> None:
+        self.record.run(
+            "permit_release",
+            done,
+            token=token,
+            claim=int(CLAIM * 1000),
+            block=self.block,
+            inbox=self.client.store.channel,
+            silence=SILENCE_MS,
+            tombstone=tombstone,
+        )
+
+    def _released(self, reply: Reply[None], lease: Lease, call: Call) -> None:
+        if isinstance(call.reply, BaseException):
+            reply.settle(call.reply)
+            return
+        held, waiting = call.reply
+        self._note_waiting(waiting)
+        if not held and call.attempts == 1:
+            lease.lose("the store gave it to another or has forgotten it")
+            self.client.lost(lease)
+            reply.settle(lease.error())
+        else:
+            # Not held, but asked twice: the first time did it, and its answer was lost.
+            reply.settle(None)
+
+    # -- what others do ---------------------------------------------------------------------------
+
+    def _note_waiting(self, waiting: int) -> None:
+        """So many requests wait in the store, ours among them."""
+        if self.requests:
+            waiting -= sum(r.queued and r.waiter is None for r in self.requests.values())
+        if waiting <= 0:
+            self._contended = None
+        elif self._contended is None:
+            self._contended, self._passes = time.monotonic(), 0
+
+    def _learn_limit(self, limit: int) -> None:
+        if limit != self.limit:
+            grown, self.limit = limit > self.limit, limit
+            self.client.disagreement(self.what, self.declared, limit)
+            if grown:
+                self._stand()
+
+    def pushed_wish(self, waiting: int, limit: int) -> None:
+        """Another process waits, or the limit has changed."""
+        self._learn_limit(limit)
+        self._note_waiting(waiting)
+
+    def _look_again(self, ms: int) -> None:
+        """Ask again when the next lease ends, and at the next beat at the latest.
+
+        Beats of all cohorts of a client fall together, so that they leave in one write.
+        """
+        now = time.monotonic()
+        beat = BEAT if self.client.listening() else BEAT / 2
+        delay = beat - (now - self.client.phase) % beat
+        if ms > 0:
+            delay = min(delay, ms / 1000 + 0.002)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._expected = now + delay
+        self._timer = asyncio.get_running_loop().call_later(delay, self._beat)
+
+    def _beat(self) -> None:
+        """Keep our places, and move the queue if its holder has died.
+
+        The oldest request speaks for the process; the others take turns at being asked for too,
+        so that a lost message costs each of them something, but never for ever.
+        """
+        self._timer = None
+        if time.monotonic() - self._expected > SILENCE_MS / 2000:
+            self.ask_all()  # we were stopped: the store may have dropped us
+            return
+        queued = [request for request in self.requests.values() if request.queued]
+        if not queued:
+            return
+        self._turn += 1
+        for request in {id(r): r for r in (queued[0], queued[self._turn % len(queued)])}.values():
+            if not request.asking:
+                self._send(request)
+
+    def ask_all(self) -> None:
+        """Messages may have been lost: hear what became of every request."""
+        for request in list(self.requests.values()):
+            if request.asking:
+                request.again = True
+            else:
+                self._send(request)
+
+    def close(self) -> None:
+        """The client closes: nobody waits, nobody holds."""
+        for hold in list(self.holds.values()):
+            lease = hold.lease
+            self._drop(hold)
+            if lease is not None:
+                lease.lose("its client was closed")
+            self._release(hold.token, hold.tombstone)
+        error = ClientClosed(f"{self.what}: the client was closed while this task waited")
+        for request in list(self.requests.values()):
+            if request.waiter is not None and not request.waiter.future.done():
+                request.waiter.future.set_exception(ClientClosed(*error.args))
+            self._leave(request)
+        for waiter in self.waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(ClientClosed(*error.args))
+        self.waiters.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

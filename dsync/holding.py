@@ -1,0 +1,162 @@
+"""What Lock and Semaphore share: an object that holds leases, one for each acquire."""
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from dsync.arguments import checked_count, checked_lease, checked_seconds
+from dsync.errors import DsyncError, NotHeld
+from dsync.lease import Lease, Terms
+from dsync.reply import Reply
+from dsync.store import Call
+
+if TYPE_CHECKING:
+    from dsync.cohort import Cohort
+
+__all__ = ["Holding", "checked_terms"]
+
+
+def checked_terms(
+    lease: float,
+    renew: bool,
+    max_hold: float | None,
+    on_lost: str,
+    fair: bool,
+    max_waiters: int | None,
+) -> Terms:
+    """The keyword arguments of everything that holds, checked."""
+    for what, flag in (("renew", renew), ("fair", fair)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{what} must be True or False, got {flag!r}")
+    if on_lost not in ("cancel", "flag"):
+        raise ValueError(f"on_lost must be 'cancel' or 'flag', got {on_lost!r}")
+    return Terms(
+        lease=checked_lease("lease", lease),
+        renew=renew,
+        max_hold=None if max_hold is None else checked_lease("max_hold", max_hold),
+        on_lost="cancel" if on_lost == "cancel" else "flag",
+        fair=fair,
+        max_waiters=None if max_waiters is None else checked_count("max_waiters", max_waiters),
+    )
+
+
+class Holding:
+    """Acquires, holds and gives back leases of one name.
+
+    One object may be shared by all tasks of a process, as in asyncio.
+    """
+
+    def __init__(self, cohort: "Cohort", name: str, terms: Terms) -> None:
+        self._cohort = cohort
+        self._terms = terms
+        self.name = name
+        # What this object holds, the oldest first; those that were lost stay until released.
+        self._leases: list[Lease] = []
+
+    async def _acquire(self, timeout: float | None) -> Lease:
+        if timeout is not None:
+            timeout = checked_seconds("timeout", timeout)
+        lease = self._cohort.take()
+        if lease is None:
+            lease = await self._cohort.acquire(self._terms, timeout)
+        lease._owner = asyncio.current_task()
+        self._leases.append(lease)
+        return lease
+
+    async def try_acquire(self) -> bool:
+        """Acquire if that needs no waiting: True, and it is held, or False, and nothing is.
+
+        Never overtakes those who wait already.
+
+        Raises:
+            StoreUnavailable: the store could not be asked; nothing is held past its lease.
+        """
+        lease = self._cohort.take()
+        if lease is None:
+            lease = await self._cohort.try_acquire(self._terms)
+        if lease is None:
+            return False
+        lease._owner = asyncio.current_task()
+        self._leases.append(lease)
+        return True
+
+    def _pick(self) -> Lease | None:
+        """What a release ends: this task's oldest lease, else the oldest of the object's."""
+        leases = self._leases
+        if len(leases) < 2:
+            return leases[0] if leases else None
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        return next((lease for lease in leases if lease._owner is task), leases[0])
+
+    def _held_by_anyone(self) -> Lease:
+        """The lease that a release ends; raises what asyncio does where there is none."""
+        lease = self._pick()
+        if lease is None:
+            raise NotHeld(f"{self._cohort.what} is not held by this object")
+        return lease
+
+    def _give_back(self, lease: Lease) -> Reply[None]:
+        self._leases.remove(lease)
+        return self._cohort.give_back(lease)
+
+    def locked(self) -> Reply[bool]:
+        """Whether an acquire would have to wait: at once, as far as this process knows.
+
+        Awaited, the store's answer.
+        """
+        return Reply(known=self._known_locked(), ask=self._ask_locked)
+
+    def _known_locked(self) -> bool:
+        return self._cohort.busy()
+
+    def _ask_locked(self, reply: Reply[bool]) -> None:
+        def answered(call: Call) -> None:
+            if isinstance(call.reply, BaseException):
+                reply.settle(call.reply)
+            else:
+                limit, _, holding, waiting, *_ = call.reply
+                reply.settle(holding >= limit or waiting > 0)
+
+        self._cohort.ask("permit_info", answered)
+
+    async def __aenter__(self) -> Lease:
+        lease = await self._acquire(None)
+        if lease.hold is not None and self._terms.on_lost == "cancel":
+            task = asyncio.current_task()
+            assert task is not None
+            lease.guard(task)
+        return lease
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task = asyncio.current_task()
+        mine = [lease for lease in self._leases if lease._owner is task]
+        lease = mine[-1] if mine else self._held_by_anyone()
+        our_cancel = await lease.unguard(exc)
+        try:
+            await self._give_back(lease)
+        except DsyncError as error:
+            if exc is None or our_cancel:
+                raise error from exc
+            # What the body raised, or a cancel from elsewhere, is never masked.
+            exc.add_note(f"dsync: {error}")
+
+    def _state(self) -> str:
+        return "locked" if self._known_locked() else "unlocked"
+
+    def __repr__(self) -> str:
+        waiting = self._cohort.waiting()
+        extra = f", waiters:{waiting}" if waiting else ""
+        name = f" {self.name!r}" if self.name else ""
+        cls = type(self)
+        return (
+            f"<{cls.__module__}.{cls.__qualname__} object at {id(self):#x}{name} "
+            f"[{self._state()}{extra}]>"
+        )

@@ -1,0 +1,279 @@
+"""Leases: what a holder has, how long it stays, and the Keeper that renews them all in one batch.
+
+A lease counts from before the request was sent that won or renewed it, on this process's own
+monotonic clock, and ends here before it ends on the server.  Not knowing is an outcome of its own:
+a renewal that was neither confirmed nor refused moves no deadline.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dsync.errors import LeaseLost
+
+if TYPE_CHECKING:
+    from dsync.cohort import Cohort
+
+__all__ = ["Hold", "Keeper", "Lease", "Terms", "margin"]
+
+OnLost = Literal["cancel", "flag"]
+
+
+def margin(lease: float) -> float:
+    """How long before the server does the holder gives up, seconds."""
+    return lease / 4 if lease < 2 else max(lease / 10, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a primitive holds: its keyword arguments, all in seconds."""
+
+    lease: float = 30.0
+    renew: bool = True
+    max_hold: float | None = None
+    on_lost: OnLost = "cancel"
+    fair: bool = False
+    max_waiters: int | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether each hold goes to the store by itself, instead of from task to task."""
+        return self.fair or not self.renew or self.max_hold is not None
+
+
+class Lease:
+    """One acquisition: ours from the moment it was granted until it is released or lost.
+
+    Attributes:
+        fence: the fencing token, greater than that of every earlier holder of the name; give it to
+            the resource, which refuses a smaller one than it has seen.  None for semaphores.
+    """
+
+    __slots__ = (
+        "_cancelled", "_cancelling", "_event", "_owner", "_reason", "_task", "fence", "hold",
+        "what",
+    )  # fmt: skip
+
+    def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
+        self.what = what  # "lock 'invoices'", for messages
+        self.hold = hold  # None: it cannot be lost (dsync.local)
+        self.fence = fence
+        self._owner: object = None  # the task that acquired
+        self._reason: str | None = None  # why it was lost
+        self._event: asyncio.Event | None = None
+        # The task to cancel on loss, and how often it was being cancelled when its body began.
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._cancelled = False
+
+    @property
+    def held(self) -> bool:
+        """Whether it is still ours; computed from the clock, so true even if the loop was blocked."""
+        hold = self.hold
+        return self._reason is None and (hold is None or time.monotonic() < hold.deadline)
+
+    @property
+    def left(self) -> float:
+        """Seconds until it has to be renewed or is lost; 0.0 when it is."""
+        if self.hold is None:
+            return float("inf")
+        return max(0.0, self.hold.deadline - time.monotonic()) if self._reason is None else 0.0
+
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set when it was lost.  Not set by a release."""
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self._reason is not None:
+                self._event.set()
+        return self._event
+
+    def error(self) -> LeaseLost:
+        """The LeaseLost that says what happened to it."""
+        if self._reason is None:
+            assert self.hold is not None
+            late = time.monotonic() - self.hold.deadline
+            self._reason = f"its lease ran out {max(late, 0):.1f} s ago, before it was renewed"
+        return LeaseLost(f"{self.what} was lost: {self._reason}")
+
+    def lose(self, reason: str) -> None:
+        """Called by the store's side: it is not ours any more; tell whoever should know."""
+        self._reason = reason
+        if self._event is not None:
+            self._event.set()
+        if self._task is not None:
+            self._cancelled = True
+            self._task.cancel(msg=f"dsync: {self.what} was lost: {reason}")
+
+    def guard(self, task: "asyncio.Task[object]") -> None:
+        """From now on a loss cancels the task, as the end of `asyncio.timeout()` does."""
+        self._task = task
+        self._cancelling = task.cancelling()
+
+    async def unguard(self, exc: BaseException | None) -> bool:
+        """The body has ended with `exc`.  -> whether that is the cancel which the loss brought."""
+        task, self._task = self._task, None
+        if task is None or not self._cancelled:
+            return False
+        others = task.uncancel() > self._cancelling
+        if isinstance(exc, asyncio.CancelledError):
+            return not others
+        # The body ended before our cancel reached it.  Meet it here, so that it hits nothing else.
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if others:
+                raise
+        return False
+
+    def __repr__(self) -> str:
+        state = f"{self.left:.1f} s left" if self.held else "lost"
+        return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
+
+
+class Hold:
+    """A permit that the store has given to this process, under one token.
+
+    Tasks of the process may pass it on among each other; each of them has a Lease on it in turn.
+    """
+
+    __slots__ = (
+        "cap", "cohort", "deadline", "ends", "failed", "fence", "last_fence", "lease", "length",
+        "renew_at", "renewing", "round", "terms", "token", "tombstone",
+    )  # fmt: skip
+
+    def __init__(
+        self, cohort: "Cohort", token: str, terms: Terms, fence: int, tombstone: int
+    ) -> None:
+        self.cohort = cohort
+        self.token = token
+        self.terms = terms
+        self.fence = fence  # of the current lease
+        self.last_fence = fence + cohort.block - 1  # of the block that is reserved
+        self.tombstone = tombstone  # ms; > 0: an acquire of this token may still be under way
+        self.lease: Lease | None = None
+        self.cap = float("inf")  # renewal does not pass it
+        self.length = 0.0  # seconds, as confirmed last
+        self.ends = 0.0  # on the server, at the earliest
+        self.deadline = 0.0  # here
+        self.renew_at = 0.0
+        self.renewing = False  # a renewal is on its way
+        self.failed = False  # the last renewal was neither confirmed nor refused
+        self.round: dict[Hold, None] = {}
+
+    def confirmed(self, sent: float, length: float, share: float) -> None:
+        """The server has given it `length` seconds from `sent` on, or later."""
+        self.length = length
+        self.ends = sent + length
+        self.deadline = self.ends - margin(length)
+        self.failed = False
+        can_grow = self.terms.renew and self.ends < self.cap - 0.001
+        self.renew_at = sent + length * share if can_grow else float("inf")
+
+    def next_length(self) -> float:
+        """Seconds to ask for now."""
+        return max(min(self.terms.lease, self.cap - time.monotonic()), 0.001)
+
+
+class Keeper:
+    """Renews every lease of a client at a third of its length, all that are due in one batch.
+
+    It gives a lease up, as lost, when its deadline passes.
+    """
+
+    # More than this many renewals at once would stall the event loop.
+    SLICE = 100
+
+    def __init__(self) -> None:
+        # Leases of one length are renewed in the order in which they were confirmed, so each
+        # round is sorted by deadline: the next one due stands first.
+        self._rounds: dict[tuple[float, bool], dict[Hold, None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = float("inf")
+        # One for each client, so that a fleet that started together does not renew together.
+        self._share = random.uniform(0.28, 0.34)
+
+    def confirm(self, hold: Hold, sent: float, length: float) -> None:
+        """The server confirmed this hold, for `length` seconds from `sent` on."""
+        hold.round.pop(hold, None)
+        hold.confirmed(sent, length, self._share)
+        key = (length, hold.renew_at == float("inf"))
+        try:
+            hold.round = self._rounds[key]
+        except KeyError:
+            hold.round = self._rounds[key] = {}
+        hold.round[hold] = None
+        self._wake_by(min(hold.renew_at, hold.deadline))
+
+    def forget(self, hold: Hold) -> None:
+        """It was released or lost: no renewal starts any more."""
+        hold.round.pop(hold, None)
+
+    def renew_now(self) -> None:
+        """The connection was lost and is back: find out what we still hold."""
+        self._renew([hold for round_ in self._rounds.values() for hold in round_])
+
+    def holds(self) -> list[Hold]:
+        """Everything that is held."""
+        return [hold for round_ in self._rounds.values() for hold in round_]
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wake_by(self, when: float) -> None:
+        if when < self._wake_at or self._timer is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wake_at = when
+            delay = max(when - time.monotonic(), 0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        wake = float("inf")
+        lost: list[Hold] = []
+        due: list[Hold] = []
+        for key, round_ in list(self._rounds.items()):
+            if not round_:
+                del self._rounds[key]
+            for hold in round_:
+                if hold.deadline <= now:
+                    lost.append(hold)
+                    continue
+                wake = min(wake, hold.deadline)
+                if hold.renew_at <= now:
+                    if not hold.renewing:
+                        due.append(hold)
+                else:
+                    wake = min(wake, hold.renew_at)
+                    if not hold.failed:
+                        break  # those behind it are due later
+        if wake < float("inf"):
+            self._wake_by(wake)
+        for hold in lost:
+            hold.cohort.expire(hold)
+        self._renew(due)
+
+    def _renew(self, due: list[Hold]) -> None:
+        """Renew a slice, and the rest after the event loop has had a turn."""
+        for hold in due[: self.SLICE]:
+            if hold in hold.round and not hold.renewing and hold.terms.renew:
+                hold.cohort.renew(hold)
+        if len(due) > self.SLICE:
+            asyncio.get_running_loop().call_soon(self._renew, due[self.SLICE :])
+
+    def failed(self, hold: Hold) -> None:
+        """A renewal came to nothing: the deadline stays, and it is tried again soon."""
+        hold.failed = True
+        hold.renew_at = time.monotonic() + min(1.0, hold.length / 10)
+        self._wake_by(hold.renew_at)
+
+
+# Called with each lease that is lost.
+LostHook = Callable[[Lease], object]

@@ -1,0 +1,260 @@
+"""The transitions of Lock, Semaphore and BoundedSemaphore in this process: the twins of lua/permit_*.
+
+Each does what the script of its name does, in the same order, and returns the same reply; the
+scripts' headers say what that is.  The model tests hold the two against each other.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["TRANSITIONS", "Permits"]
+
+# What a transition sends to a process: -> how many listen (0: nobody there), as PUBLISH answers.
+Send = Callable[[str, list[bytes]], int]
+Listing = list[bytes | int]
+
+
+class Permits:
+    """The state of one lock or semaphore."""
+
+    # holders and waiters never share a token.
+    # waiters is in order of arrival.
+    __slots__ = (
+        "alive", "clock", "extra", "fence", "holders", "left", "limit", "pinned", "send", "since",
+        "stamp", "ticket", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.clock = 0  # ms; time as this record knows it, which never goes back
+        self.fence = 0
+        self.limit: int | None = None  # None: nobody has declared one, it counts as 1
+        self.extra = 0
+        self.stamp = 0
+        self.pinned = False
+        self.ticket = 0
+        self.holders: dict[str, int] = {}  # token -> end of lease, ms
+        self.since: dict[str, int] = {}  # token -> ms
+        self.waiters: dict[str, int] = {}  # token -> arrival, µs
+        self.alive: dict[str, int] = {}  # process -> ms
+        self.left: dict[str, int] = {}  # token -> ms
+
+    def empty(self) -> bool:
+        """Nothing here that a fresh record would not have, but for the floor of the fences."""
+        return not (self.holders or self.waiters or self.left) and self.limit is None
+
+    def capacity(self) -> int:
+        return (1 if self.limit is None else self.limit) + self.extra
+
+    def next_end(self, now: int) -> int:
+        """ms until the next lease ends, -1 where there is none."""
+        return max(min(self.holders.values()) - now, 1) if self.holders else -1
+
+    def drop_expired(self, now: int) -> None:
+        for token in sorted((e, t) for t, e in self.holders.items() if e <= now)[:100]:
+            self.drop(token[1])
+
+    def drop(self, token: str) -> bool:
+        self.since.pop(token, None)
+        return self.holders.pop(token, None) is not None
+
+    def bury(self, token: str, now: int, tombstone: int) -> None:
+        self.left = {t: until for t, until in self.left.items() if until > now}
+        self.left[token] = now + tombstone
+
+    def told(self, message: str, process: str, *values: object) -> int:
+        return self.send(process, [part.encode() for part in (message, *map(str, values))])
+
+    def tell(self, asker: str) -> None:
+        told = {asker}
+        by_end = sorted((end, token) for token, end in self.holders.items())
+        for _, token in by_end[:32]:
+            process = process_of(token)
+            if process not in told:
+                told.add(process)
+                self.told("w", process, token, len(self.waiters), self.capacity())
+
+
+class Step:
+    """One transition at one moment: the server's time, and what a grant needs to know."""
+
+    __slots__ = ("block", "claim", "now", "permits", "silence", "us")
+
+    def __init__(
+        self, permits: Permits, us: int, claim: int = 0, block: int = 0, silence: int = 0
+    ) -> None:
+        self.permits = permits
+        self.us = us
+        self.now = max(us // 1000, permits.clock)
+        self.claim = claim
+        self.block = block
+        self.silence = silence
+
+    def grant(self, token: str, lease: int) -> None:
+        permits = self.permits
+        permits.clock = self.now
+        permits.holders[token] = self.now + lease
+        permits.since[token] = self.now
+        if self.block > 0:
+            permits.fence = max(permits.fence + self.block, self.us)
+
+    def hand_over(self, asker: str, lease: int) -> bool:
+        permits, now = self.permits, self.now
+        if len(permits.holders) >= permits.capacity():
+            permits.drop_expired(now)
+        for _ in range(1000):
+            if len(permits.holders) >= permits.capacity() or not permits.waiters:
+                return False
+            head = next(iter(permits.waiters))
+            del permits.waiters[head]
+            if head == asker:
+                self.grant(head, lease)
+                return True
+            process = process_of(head)
+            silent = now - permits.alive.get(process, 0)
+            if silent < self.silence:
+                self.grant(head, self.claim)
+                listening = permits.told(
+                    "g", process, head, permits.fence, self.claim,
+                    len(permits.waiters), permits.capacity(),
+                )  # fmt: skip
+                if not listening and silent > self.silence / 2:
+                    permits.drop(head)
+        return False
+
+
+def process_of(token: str) -> str:
+    return token.rpartition(".")[0]
+
+
+def permit_acquire(
+    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
+    claim: int, wait: int, block: int, inbox: str, silence: int,
+) -> list[int]:  # fmt: skip
+    step = Step(permits, us, claim, block, silence)
+    now, process = step.now, process_of(token)
+    if stamp != 0 and not permits.pinned:
+        mine = us if stamp == "" else int(stamp)
+        if mine > permits.stamp:
+            before, first = permits.capacity(), permits.limit is None
+            permits.limit, permits.stamp, permits.clock = declared, mine, now
+            if not first and permits.capacity() != before:
+                permits.tell(process)
+    limit = permits.capacity()
+    if permits.holders or permits.waiters or permits.left:
+        ends = permits.holders.get(token, 0)
+        if ends > now:
+            permits.holders[token] = max(ends, now + lease)
+            return [1, permits.fence, lease, len(permits.waiters), limit]
+        if permits.left.get(token, 0) > now:
+            return [-1, 0, 0, 0, limit]
+        if wait and (len(permits.holders) >= limit or permits.waiters):
+            if token not in permits.waiters:
+                permits.clock = now
+                permits.ticket = max(permits.ticket + 1, us)
+                permits.waiters[token] = permits.ticket
+            silent = [p for p, heard in permits.alive.items() if heard <= now - silence]
+            for dead in silent:
+                del permits.alive[dead]
+            permits.alive[process] = now
+        if step.hand_over(token, lease):
+            return [1, permits.fence, lease, len(permits.waiters), limit]
+    if token not in permits.waiters and len(permits.holders) < limit:
+        step.grant(token, lease)
+        return [1, permits.fence, lease, 0, limit]
+    place = -1
+    if token in permits.waiters:
+        place = 0 if next(iter(permits.waiters)) == token else 1
+    if place == 0:
+        permits.tell(process)
+    return [0, place, permits.next_end(now), len(permits.waiters), limit]
+
+
+def permit_release(
+    permits: Permits, us: int, *, token: str, claim: int, block: int, inbox: str, silence: int,
+    tombstone: int,
+) -> list[int]:  # fmt: skip
+    held = permits.drop(token)
+    if not held:
+        permits.waiters.pop(token, None)
+    if not tombstone and not permits.waiters:
+        return [int(held), 0]
+    step = Step(permits, us, claim, block, silence)
+    if tombstone:
+        permits.bury(token, step.now, tombstone)
+    step.hand_over("", 0)
+    return [int(held), len(permits.waiters)]
+
+
+def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: int) -> list[int]:
+    step = Step(permits, us)
+    limit = permits.capacity()
+    if permits.holders.get(token, 0) <= step.now:
+        return [0, 0, 0, 0, limit]
+    permits.clock = step.now
+    permits.holders[token] = step.now + lease
+    fence = 0
+    if block > 0:
+        fence = permits.fence = max(permits.fence + block, us)
+    return [1, fence, lease, len(permits.waiters), limit]
+
+
+def permit_revoke(
+    permits: Permits, us: int, *, token: str, claim: int, block: int, inbox: str, silence: int
+) -> list[int]:
+    step = Step(permits, us, claim, block, silence)
+    held = permits.drop(token)
+    step.hand_over("", 0)
+    if held:
+        permits.told("l", process_of(token), token)
+    return [int(held), len(permits.waiters)]
+
+
+def permit_resize(
+    permits: Permits, us: int, *, wanted: int, claim: int, block: int, inbox: str, silence: int
+) -> list[int]:
+    step = Step(permits, us, claim, block, silence)
+    permits.clock = step.now
+    permits.limit, permits.extra, permits.pinned = wanted, 0, True
+    step.hand_over("", 0)
+    permits.tell("")
+    return [wanted, len(permits.waiters)]
+
+
+def permit_add(
+    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, claim: int,
+    block: int, inbox: str, silence: int, tombstone: int,
+) -> list[int]:  # fmt: skip
+    step = Step(permits, us, claim, block, silence)
+    if permits.left.get(token, 0) <= step.now:
+        permits.clock = step.now
+        if permits.limit is None:
+            permits.limit, permits.stamp = declared, us if stamp == "" else int(stamp)
+        permits.extra += 1
+        permits.bury(token, step.now, tombstone)
+        step.hand_over("", 0)
+        permits.tell("")
+    return [permits.capacity(), len(permits.waiters)]
+
+
+def permit_info(permits: Permits, us: int) -> list[int | Listing]:
+    now = Step(permits, us).now
+    live = sorted((end, token) for token, end in permits.holders.items() if end > now)
+    holding: Listing = []
+    for end, token in live[:1000]:
+        holding += [token.encode(), end - now, now - permits.since.get(token, now)]
+    waiting: Listing = []
+    for token, ticket in list(permits.waiters.items())[:1000]:
+        waiting += [token.encode(), max(0, (us - ticket) // 1000)]
+    pinned = int(permits.pinned)
+    waits = len(permits.waiters)
+    return [permits.capacity(), pinned, len(live), waits, holding, waiting, permits.fence]
+
+
+TRANSITIONS: Final[dict[str, Callable[..., list[int] | list[int | Listing]]]] = {
+    transition.__name__: transition
+    for transition in (
+        permit_acquire, permit_release, permit_renew, permit_revoke,
+        permit_resize, permit_add, permit_info,
+    )
+}  # fmt: skip

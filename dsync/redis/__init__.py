@@ -1,0 +1,126 @@
+"""The store in Redis: a transition is one EVALSHA, messages come by one subscription."""
+
+import asyncio
+import time
+from typing import Any
+
+from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
+from dsync.names import tag
+from dsync.redis.link import Link, Refusal
+from dsync.redis.open import route_for
+from dsync.redis.pooled import PooledLink
+from dsync.redis.script import SCRIPTS
+from dsync.redis.wire import Wire
+from dsync.store import Arg, Call, Done, Inbox
+
+__all__ = ["RedisStore"]
+
+
+class RedisStore:
+    """Carries out transitions on a Redis or Valkey server."""
+
+    def __init__(
+        self,
+        client_id: str,
+        inbox: Inbox,
+        namespace: str,
+        url: str | None,
+        client: Any,
+        outage_timeout: float,
+    ) -> None:
+        self.client_id = client_id
+        self.namespace = namespace
+        # Channels are named apart from keys, so an ACL can allow them by one pattern.
+        self.channel = tag(namespace, "inbox", "")[1:-1]
+        self.born: str | int = ""
+        self._asked_for_birth = False
+        self._route = route_for(url, client, f"dsync:{client_id}", outage_timeout / 3)
+        common = (
+            self._route.address, self.channel + client_id, inbox.pushed, inbox.gap, self._explain,
+            outage_timeout,
+        )  # fmt: skip
+        self.link: Link
+        if self._route.dial is not None:
+            self.link = Wire(self._route.dial, *common)
+        else:
+            self.link = PooledLink(self._route.client, *common)
+
+    @property
+    def listening(self) -> bool:
+        return self.link.listening
+
+    def at(self, kind: str, name: str) -> "RedisRecord":
+        return RedisRecord(self, tag(self.namespace, kind, name))
+
+    def call(self, command: tuple[Any, ...], done: Done) -> None:
+        if not self._asked_for_birth:
+            self._asked_for_birth = True
+            self.link.call(("TIME",), self._note_birth)
+        self.link.call(command, done)
+
+    def _note_birth(self, call: Call) -> None:
+        if isinstance(call.reply, list):
+            self.born = int(call.reply[0]) * 1_000_000 + int(call.reply[1])
+        else:
+            self._asked_for_birth = False
+
+    async def ask(self, *command: Any) -> Any:
+        """The reply to one command, for what is not urgent."""
+        future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+        self.call(command, lambda call: None if future.done() else future.set_result(call))
+        call = await future
+        if isinstance(call.reply, BaseException):
+            raise call.reply
+        return call.reply
+
+    async def check(self) -> None:
+        await self.ask("PING")
+
+    async def drain(self) -> None:
+        await self.link.drain()
+
+    async def aclose(self) -> None:
+        await self.link.aclose()
+        self._route.close()
+
+    def _explain(self, refusal: Refusal, call: Call) -> DsyncError:
+        """What an error reply means to the one who called."""
+        what = str(call.command[3]) if len(call.command) > 3 else str(call.command[0])
+        where = f"Redis at {self.link.address}"
+        if refusal.code in ("WRONGTYPE", "FOREIGN"):
+            return ForeignKey(
+                f"a key of {what.rpartition(':')[0]} in {where} holds something else than dsync's "
+                f"state ({refusal}); nothing was changed: delete it or use another namespace"
+            )
+        if refusal.code == "SCHEMA":
+            return SchemaMismatch(
+                f"the state of {what.rpartition(':')[0]} in {where} was written by a newer dsync "
+                f"(schema {str(refusal).partition(' ')[2].split(' ')[0]}, this one knows 1): "
+                "upgrade this process"
+            )
+        if refusal.code == "NOPERM":
+            return StoreUnavailable(
+                f"{where} does not allow this user what dsync needs ({refusal}); allow "
+                f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub"
+            )
+        tried = time.monotonic() - call.issued
+        return StoreUnavailable(f"{where} refused {what} for {tried:.1f} s: {refusal}")
+
+
+class RedisRecord:
+    """The keys of one primitive."""
+
+    __slots__ = ("_heads", "key", "store")
+
+    def __init__(self, store: RedisStore, key: str) -> None:
+        self.store = store
+        self.key = key
+        self._heads: dict[str, tuple[Any, ...]] = {}  # transition -> the command but for ARGV
+
+    def run(self, transition: str, done: Done, /, **args: Arg) -> None:
+        script = SCRIPTS[transition]
+        head = self._heads.get(transition)
+        if head is None:
+            keys = [f"{self.key}:{part}" for part in script.keys]
+            head = self._heads[transition] = ("EVALSHA", script.sha, len(keys), *keys)
+        self.store.call(head + script.values(args), done)

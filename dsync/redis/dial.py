@@ -1,0 +1,134 @@
+"""From a URL or a client of redis-py's to a connection: how, where, and what is wrong with it."""
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import redis.asyncio
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from dsync.errors import StoreUnavailable
+
+__all__ = ["SCHEMES", "Dialler", "dialler_for", "pool_for"]
+
+SCHEMES = ("redis", "rediss", "unix", "valkey", "valkeys")
+
+Dialler = Callable[[], Awaitable[Any]]
+
+
+class Pool(Protocol):
+    """What is used of a redis-py pool: how to make a connection."""
+
+    connection_class: Any
+    connection_kwargs: dict[str, Any]
+
+
+def pool_for(url: str) -> Any:
+    """A redis-py pool for `url`; ValueError names what is wrong with it."""
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(
+            f"cannot connect to {redacted(url)!r}: unknown scheme {parts.scheme!r}; use memory://, "
+            "embedded://, redis://host:6379/0, rediss:// (TLS) or unix:///path/to/socket"
+        )
+    database = parts.path.strip("/")
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError(f"{redacted(url)!r} names no socket: use unix:///path/to/socket")
+    elif database and not database.isdigit():
+        raise ValueError(f"{redacted(url)!r}: the database must be a number, got {database!r}")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(f"{redacted(url)!r}: the port must be a number up to 65535") from None
+    known = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+    try:
+        return redis.asyncio.ConnectionPool.from_url(known)
+    except (ValueError, TypeError, redis.exceptions.RedisError) as exc:
+        raise ValueError(f"cannot use {redacted(url)!r}: {exc}") from exc
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for messages."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return url.rpartition("@")[2] or url
+    return url.replace(f":{password}@", ":***@", 1) if password else url
+
+
+def address(pool: Pool) -> str:
+    """Where the pool's connections go, for messages."""
+    kwargs = pool.connection_kwargs
+    if "path" in kwargs:
+        return str(kwargs["path"])
+    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+
+
+def dialler_for(pool: Pool, client_name: str, timeout: float) -> Dialler:
+    """Makes connected connections as the pool would, but with our protocol and our patience."""
+    kwargs = {
+        **pool.connection_kwargs,
+        "protocol": 3,
+        "decode_responses": False,
+        "client_name": unquote(client_name).replace(" ", "_")[:200],
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "health_check_interval": 0,
+    }
+    if "path" not in kwargs:
+        kwargs.setdefault("socket_keepalive", True)
+
+    async def dial() -> Any:
+        connection = pool.connection_class(**kwargs)
+        try:
+            await connection.connect()
+        except Exception as exc:
+            verdict = hopeless(exc, address(pool))
+            if verdict is not None:
+                raise verdict from exc
+            raise
+        return connection
+
+    return dial
+
+
+def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
+    """What to tell a person where trying again cannot help; None where it may."""
+    text = str(exc)
+    if isinstance(exc, redis.exceptions.AuthenticationError) or "WRONGPASS" in text:
+        return StoreUnavailable(
+            f"Redis at {where} refused the user name or password ({text}); "
+            "put them into the URL: redis://user:password@host:6379"
+        )
+    if "NOAUTH" in text or "Authentication required" in text:
+        return StoreUnavailable(
+            f"Redis at {where} wants a password ({text}); use redis://:password@host:6379"
+        )
+    if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
+        return StoreUnavailable(f"Redis at {where} does not let this user connect: {text}")
+    if "DB index" in text or "invalid DB" in text:
+        return StoreUnavailable(f"Redis at {where} has no such database: {text}")
+    if "unknown command" in text or "NOPROTO" in text:
+        return StoreUnavailable(
+            f"Redis at {where} does not speak RESP3 ({text}); it must be version 6 or newer"
+        )
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return StoreUnavailable(
+                f"the certificate of Redis at {where} cannot be verified: {cause.verify_message}; "
+                "give its CA with ?ssl_ca_certs=/path/to/ca.pem"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return StoreUnavailable(
+                f"no TLS with Redis at {where} ({cause.reason or cause}); "
+                "if it does not speak TLS use redis:// instead of rediss://"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -1,0 +1,191 @@
+"""The link to one server: commands go down in order, each comes back answered or failed, once.
+
+`Link` owns what does not depend on the connection: what is retried and for how long.  How commands
+travel is a subclass's: `Wire` in wire.py, `PooledLink` in pooled.py.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+from dsync.errors import ClientClosed, StoreUnavailable
+from dsync.redis.script import TEXTS
+from dsync.store import Call, Done
+
+__all__ = ["Link", "Refusal"]
+
+Command = tuple[str | bytes | int, ...]
+
+
+class Refusal(Exception):
+    """An error reply: its first word is the code, the rest differs between servers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+
+# The server cannot right now.  Asked again until `outage_timeout`, which is safe: transitions are
+# idempotent by token.
+TRANSIENT = frozenset(
+    "LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN BUSY OOM MISCONF NOREPLICAS".split()
+)
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 1.0
+
+
+def backoff(attempt: int) -> float:
+    """Seconds before the next attempt: doubling, with jitter so that a fleet does not beat time."""
+    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
+
+
+class Link:
+    """`call(command, done)` going down; `done`, `on_push` and `on_gap` coming back.
+
+    Commands reach the server in the order of the calls, those in flight when a connection breaks
+    are sent again in that order, and none is given up before `outage_timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        channel: str,
+        on_push: Callable[[list[bytes], float], None],
+        on_gap: Callable[[], None],
+        explain: Callable[[Refusal, Call], Exception],
+        outage_timeout: float,
+    ) -> None:
+        self.address = address  # for messages
+        self.channel = channel  # the one we listen on
+        self.on_push = on_push
+        self.on_gap = on_gap
+        self.explain = explain
+        self.outage_timeout = outage_timeout
+        # A reply that takes longer means that the connection is dead, or as good as.
+        self.reply_timeout = outage_timeout / 3
+        self.closed = False
+        self.listening = False  # the server has confirmed our channel
+        self.trouble: BaseException | None = None  # why there is no connection
+        # Every call that is not finished is in exactly one of these.
+        self._backlog: deque[Call] = deque()  # to be sent, in order
+        self._inflight: deque[Call] = deque()  # sent and not answered, in order
+        self._delayed: set[Call] = set()  # refused for now, waits out a backoff
+        self._watch: asyncio.TimerHandle | None = None
+        self._drained: list[asyncio.Future[None]] = []
+
+    def call(self, command: Command, done: Done) -> Call:
+        """Send a command; `done` is called with the answered Call, exactly once."""
+        call = Call(command, done, time.monotonic())
+        if self.closed:
+            call.reply = ClientClosed("the client is closed: make a new one with dsync.connect()")
+            done(call)
+            return call
+        self._put(call)
+        if self._watch is None:
+            self._look_out()
+        return call
+
+    def _put(self, call: Call) -> None:
+        """Send it, or leave it in the backlog until there is a connection."""
+        raise NotImplementedError
+
+    def _hang_up(self, trouble: BaseException) -> None:
+        """Give up the connection, put what it leaves unanswered back, get another."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Return when everything called so far is answered or has failed."""
+        if self._backlog or self._inflight or self._delayed:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drained.append(waiter)
+            await waiter
+
+    async def aclose(self) -> None:
+        """Fail what is unanswered with ClientClosed."""
+        self.closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        self._backlog.extendleft(reversed(self._inflight))
+        self._backlog.extend(self._delayed)
+        self._inflight.clear()
+        self._delayed.clear()
+        self._fail(lambda call: True, ClientClosed(f"the client of {self.address} was closed"))
+
+    def _answered(self, call: Call, reply: object) -> None:
+        if type(reply) is Refusal:
+            self._refused(call, reply)
+            return
+        call.reply = reply
+        self._finish(call)
+
+    def _finish(self, call: Call) -> None:
+        try:
+            call.done(call)
+        except Exception as exc:
+            # A bug in ours must not take the reader, and so everybody else, along.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"dsync: {call.command!r:.80} failed on its reply", "exception": exc}
+            )
+        if self._drained and not (self._backlog or self._inflight or self._delayed):
+            for waiter in self._drained:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._drained.clear()
+
+    def _refused(self, call: Call, refusal: Refusal) -> None:
+        if refusal.code == "NOSCRIPT":
+            # This one command again, with the text.  Those behind it have overtaken it, which is
+            # harmless: a token that was left in the meantime is refused.
+            call.command = ("EVAL", TEXTS[str(call.command[1])], *call.command[2:])
+            self._put(call)
+        elif refusal.code in TRANSIENT and time.monotonic() < call.issued + self.outage_timeout:
+            self.trouble = refusal
+            self._delayed.add(call)
+            loop = asyncio.get_running_loop()
+            loop.call_later(backoff(call.attempts), self._again, call)
+            if refusal.code == "READONLY":
+                # We talk to a replica, or to a primary that has become one: find the new one.
+                self._hang_up(refusal)
+        else:
+            call.reply = self.explain(refusal, call)
+            self._finish(call)
+
+    def _again(self, call: Call) -> None:
+        if call in self._delayed:
+            self._delayed.remove(call)
+            self._put(call)
+
+    def _look_out(self) -> None:
+        """Find what has taken too long, and look again when something else could have."""
+        self._watch = None
+        now = time.monotonic()
+        if self._inflight and self._inflight[0].sent + self.reply_timeout <= now:
+            self._hang_up(TimeoutError(f"no reply within {self.reply_timeout:.1f} s"))
+        self._give_up()
+        ends = [self._inflight[0].sent + self.reply_timeout] if self._inflight else []
+        ends += [call.issued + self.outage_timeout for call in self._backlog]
+        if ends and not self.closed:
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(max(min(ends) - now, 0.001), self._look_out)
+
+    def _give_up(self) -> None:
+        """Fail the calls that have waited for a connection for `outage_timeout`."""
+        before = time.monotonic() - self.outage_timeout
+        if any(call.issued <= before for call in self._backlog):
+            error = StoreUnavailable(
+                f"Redis at {self.address} could not be asked for {self.outage_timeout:g} s "
+                f"({self.trouble or 'no connection yet'}); is it running, and is the URL right?"
+            )
+            error.__cause__ = self.trouble
+            self._fail(lambda call: call.issued <= before, error)
+
+    def _fail(self, chosen: Callable[[Call], bool], error: Exception) -> None:
+        """Finish the calls of the backlog that are `chosen` with an error."""
+        calls = list(self._backlog)
+        self._backlog.clear()
+        self._backlog.extend(call for call in calls if not chosen(call))
+        for call in calls:
+            if chosen(call):
+                call.reply = error
+                self._finish(call)

@@ -1,0 +1,79 @@
+-- Take a permit, or join the queue behind those already waiting.  Safe to repeat.
+--
+-- Returns    {1, fence, lease, waiting, limit}   the caller holds a permit for `lease` ms
+--            {0, place, ms, waiting, limit}      it waits as the next (0) or behind others (1), or
+--                                                does not wait (-1); ms: until the next lease
+--                                                ends, -1 where there is none
+--            {-1, 0, 0, 0, limit}                refused: the token has left before it came
+-- Invariant  live holders <= limit, unless the limit shrank; a token holds or waits, never both;
+--            nobody gets a permit while somebody who came earlier waits.
+
+local state    = KEYS[1]             -- hash    schema, clock, fence, limit, ...; @token -> since, ms
+local holders  = KEYS[2]             -- zset    token -> end of lease, ms
+local waiters  = KEYS[3]             -- zset    token -> arrival, µs, all different
+local alive    = KEYS[4]             -- zset    process -> last heard of as a waiter, ms
+local left     = KEYS[5]             -- zset    token -> until when it is refused, ms
+local token    = ARGV[1]             -- <process>.<counter>
+local declared = tonumber(ARGV[2])   -- the limit the caller was made with
+local stamp    = ARGV[3]             -- µs, when its client was born; '' now; 0: the limit is fixed
+local lease    = tonumber(ARGV[4])   -- ms
+local claim    = tonumber(ARGV[5])   -- ms, the lease of a grant that is sent by message
+local wait     = ARGV[6]             -- 1: join the queue; 0: now or not at all
+local block    = tonumber(ARGV[7])   -- fences reserved by a grant; 0: no fences
+local inbox    = ARGV[8]             -- channel of a process, less its id
+local silence  = tonumber(ARGV[9])   -- ms after which a silent waiter is taken for dead
+
+-- include: now
+-- include: grant
+
+local process = process_of(token)
+
+-- The newest client's declaration is the limit, until resize() pins one.
+if stamp ~= '0' then
+  local mine = tonumber(stamp) or us
+  local others = redis.call('HMGET', state, 'stamp', 'pinned')
+  if not others[2] and mine > (tonumber(others[1]) or 0) then
+    local before = limit
+    limit = declared + extra
+    write('limit', declared, 'stamp', string.format('%.0f', mine))
+    if was[4] and limit ~= before then tell(process) end
+  end
+end
+
+if redis.call('EXISTS', holders, waiters, left) > 0 then
+  local ends = tonumber(redis.call('ZSCORE', holders, token))
+  if ends and ends > now then
+    if now + lease > ends then
+      redis.call('ZADD', holders, now + lease, token)
+      redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
+    end
+    return {1, fence, lease, redis.call('ZCARD', waiters), limit}
+  end
+  if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
+    return {-1, 0, 0, 0, limit}
+  end
+  if wait == '1' and (taken >= limit or redis.call('EXISTS', waiters) == 1) then
+    if not redis.call('ZSCORE', waiters, token) then
+      local ticket = math.max((tonumber(redis.call('HGET', state, 'ticket')) or 0) + 1, us)
+      write('ticket', string.format('%.0f', ticket))
+      redis.call('ZADD', waiters, string.format('%.0f', ticket), token)
+    end
+    redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
+    redis.call('ZADD', alive, now, process)
+    redis.call('PEXPIRE', alive, 10 * silence)
+    redis.call('PEXPIRE', waiters, 10 * silence)
+  end
+  if hand_over(token, lease) then
+    return {1, fence, lease, redis.call('ZCARD', waiters), limit}
+  end
+end
+
+local place = redis.call('ZRANK', waiters, token)
+if not place and taken < limit then
+  grant(token, lease)
+  return {1, fence, lease, 0, limit}
+end
+if place == 0 then tell(process) end
+local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
+local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
+return {0, place and math.min(place, 1) or -1, ms, redis.call('ZCARD', waiters), limit}

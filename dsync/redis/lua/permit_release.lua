@@ -1,0 +1,39 @@
+-- Give a permit back or leave the queue: afterwards the token neither holds nor waits, and those
+-- waiting have been served.  Safe to repeat: a token that is gone touches nobody.
+--
+-- Returns    {held, waiting}   held: 1 if it held a permit until now, else 0
+-- Invariant  the queue's head owns the permit before anybody else can ask for it.
+
+local state     = KEYS[1]            -- hash, as in permit_acquire
+local holders   = KEYS[2]            -- zset
+local waiters   = KEYS[3]            -- zset
+local alive     = KEYS[4]            -- zset
+local left      = KEYS[5]            -- zset
+local token     = ARGV[1]
+local claim     = tonumber(ARGV[2])  -- ms
+local block     = tonumber(ARGV[3])  -- fences a grant reserves
+local inbox     = ARGV[4]
+local silence   = tonumber(ARGV[5])  -- ms
+local tombstone = tonumber(ARGV[6])  -- ms for which an acquire of this token is refused; 0: none
+
+-- This write comes first: after it a server out of memory still lets the rest happen.
+local held = redis.call('ZREM', holders, token)
+if held == 1 then
+  redis.call('HDEL', state, '@' .. token)
+else
+  redis.call('ZREM', waiters, token)
+end
+if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
+  return {held, 0}
+end
+
+-- include: now
+-- include: grant
+
+if tombstone > 0 then
+  redis.call('ZREMRANGEBYSCORE', left, '-inf', now)
+  redis.call('ZADD', left, now + tombstone, token)
+  redis.call('PEXPIRE', left, 2 * tombstone)
+end
+hand_over('', 0)
+return {held, redis.call('ZCARD', waiters)}

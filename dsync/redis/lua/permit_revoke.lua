@@ -1,0 +1,26 @@
+-- Take a permit away from its holder, who is told, and serve those waiting.  Safe to repeat.
+--
+-- Returns    {held, waiting}   held: 1 if the token held a permit until now, else 0
+-- Invariant  only the named token is touched: a successor is safe from a late or repeated call.
+
+local state   = KEYS[1]              -- hash, as in permit_acquire
+local holders = KEYS[2]              -- zset
+local waiters = KEYS[3]              -- zset
+local alive   = KEYS[4]              -- zset
+local token   = ARGV[1]
+local claim   = tonumber(ARGV[2])    -- ms
+local block   = tonumber(ARGV[3])    -- fences a grant reserves
+local inbox   = ARGV[4]
+local silence = tonumber(ARGV[5])    -- ms
+
+-- include: now
+-- include: grant
+
+local held = redis.call('ZREM', holders, token)
+redis.call('HDEL', state, '@' .. token)
+taken = taken - held
+hand_over('', 0)
+if held == 1 then
+  redis.pcall('PUBLISH', inbox .. process_of(token), 'l ' .. token)
+end
+return {held, redis.call('ZCARD', waiters)}

@@ -1,0 +1,73 @@
+"""From a URL or a client of redis-py's to the way there: which link, and how it dials."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dsync.redis.dial import Dialler, address, dialler_for, pool_for
+
+__all__ = ["Route", "route_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to reach a server."""
+
+    address: str  # for messages
+    dial: Dialler | None  # None: through the `client`
+    client: Any
+    close: Callable[[], None]
+
+
+def route_for(url: str | None, client: Any, client_name: str, timeout: float) -> Route:
+    """The way to the server of a URL, or of a client.
+
+    Raises:
+        ValueError: the URL cannot be used.
+        TypeError: `client` is no client of redis.asyncio's.
+    """
+    if client is not None:
+        return _route_of(client, client_name, timeout)
+    assert url is not None
+    if url.startswith("embedded://"):
+        return _embedded(unquote(urlsplit(url).path) or None, client_name, timeout)
+    pool = pool_for(url)
+    return Route(address(pool), dialler_for(pool, client_name, timeout), None, _nothing)
+
+
+def _route_of(client: Any, client_name: str, timeout: float) -> Route:
+    pool = getattr(client, "connection_pool", None)
+    connection_class = getattr(pool, "connection_class", None)
+    if connection_class is None or not hasattr(connection_class, "connect"):
+        raise TypeError(f"redis must be a redis.asyncio.Redis, got {type(client).__name__}")
+    if not asyncio.iscoroutinefunction(connection_class.connect):
+        raise TypeError("redis must be a client of redis.asyncio, this one is of the blocking kind")
+    opener = getattr(connection_class, "_connect", None)
+    if getattr(opener, "__module__", "").partition(".")[0] == "redis":
+        return Route(address(pool), dialler_for(pool, client_name, timeout), client, _nothing)
+    # Its sockets are not redis-py's (fakeredis has none): there is nothing to take over.
+    return Route(address(pool), None, client, _nothing)
+
+
+def _embedded(directory: str | None, client_name: str, timeout: float) -> Route:
+    from dsync.server import Server, join_or_start
+
+    joined: list[Server] = []
+
+    async def dial() -> Any:
+        if not joined or not joined[0].alive:
+            leave()
+            joined.append(await asyncio.to_thread(join_or_start, directory))
+        return await dialler_for(pool_for(joined[0].url), client_name, timeout)()
+
+    def leave() -> None:
+        while joined:
+            joined.pop().stop()
+
+    return Route("embedded://" + (directory or ""), dial, None, leave)
+
+
+def _nothing() -> None:
+    pass

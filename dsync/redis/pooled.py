@@ -1,0 +1,155 @@
+"""The link on redis-py's public API alone: one pipeline for each tick, and a PubSub.
+
+For fakeredis, and for clients whose connections cannot be taken over.  Slower, and it knows
+nothing about the order of replies and messages: each grant by message is confirmed by asking.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import redis.exceptions
+
+from dsync.redis.link import Link, Refusal, backoff
+
+__all__ = ["PooledLink"]
+
+# redis-py takes the code off the messages of the errors it has a class for.
+_CODES = {
+    redis.exceptions.NoScriptError: "NOSCRIPT",
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+
+
+def _as_refusal(error: Exception) -> Refusal:
+    code = _CODES.get(type(error), "")
+    return Refusal(f"{code} {error}".strip())
+
+
+class PooledLink(Link):
+    """A Link over a `redis.asyncio.Redis`, which stays its owner's: it is not closed."""
+
+    def __init__(self, client: Any, *args: Any) -> None:
+        super().__init__(*args)
+        self._client = client
+        self._pump: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    def _put(self, call: Any) -> None:
+        self._backlog.append(call)
+        if self._pump is None and not self.closed:
+            self._pump = asyncio.get_running_loop().create_task(
+                self._send_ticks(), name="dsync link"
+            )
+
+    async def _send_ticks(self) -> None:
+        """Send what has come since the last batch, one batch at a time."""
+        attempt = 0
+        try:
+            await asyncio.sleep(0)  # the rest of this tick comes along
+            while self._backlog:
+                try:
+                    if self._reader is None:
+                        await self._listen()
+                    replies = await self._send_batch()
+                except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError):
+                    raise
+                except (redis.exceptions.RedisError, OSError) as exc:
+                    self.trouble = exc
+                    self._requeue()
+                    self._give_up()
+                    attempt += 1
+                    await asyncio.sleep(backoff(attempt))
+                else:
+                    attempt = 0
+                    self.trouble = None
+                    for reply in replies:
+                        is_error = isinstance(reply, Exception)
+                        self._answered(
+                            self._inflight.popleft(), _as_refusal(reply) if is_error else reply
+                        )
+                    await asyncio.sleep(0)
+        except Exception as exc:
+            self._requeue()
+            refusal = _as_refusal(exc)
+            self._fail(lambda call: True, self.explain(refusal, self._backlog[0]))
+        finally:
+            self._pump = None
+
+    async def _send_batch(self) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        now = time.monotonic()
+        while self._backlog:
+            call = self._backlog.popleft()
+            call.sent = now
+            call.attempts += 1
+            self._inflight.append(call)
+            pipeline.execute_command(*call.command)
+        replies = await pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, redis.exceptions.ConnectionError) and not isinstance(
+                reply, redis.exceptions.BusyLoadingError
+            ):
+                raise reply
+        return list(replies)
+
+    def _requeue(self) -> None:
+        self._backlog.extendleft(reversed(self._inflight))
+        self._inflight.clear()
+
+    async def _listen(self) -> None:
+        """Subscribe, and wait until it is confirmed."""
+        pubsub = self._client.pubsub()
+        await pubsub.subscribe(self.channel)
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.get_running_loop().create_task(
+            self._read(pubsub, confirmed), name="dsync inbox"
+        )
+        await confirmed
+
+    async def _read(self, pubsub: Any, confirmed: asyncio.Future[None]) -> None:
+        try:
+            while True:
+                try:
+                    message = await pubsub.get_message(timeout=1.0)
+                except (redis.exceptions.RedisError, OSError) as exc:
+                    self.listening = False
+                    if not confirmed.done():
+                        confirmed.set_exception(exc)
+                        return
+                    await asyncio.sleep(backoff(5))
+                    continue
+                if message is None:
+                    await asyncio.sleep(0)  # fakeredis does not always yield
+                elif message["type"] == "subscribe":
+                    # redis-py subscribes again by itself: a second confirmation is all we see.
+                    self.listening = True
+                    if confirmed.done():
+                        self.on_gap()
+                    else:
+                        confirmed.set_result(None)
+                elif message["type"] == "message":
+                    data = message["data"]
+                    payload = data.encode() if isinstance(data, str) else data
+                    self.on_push(payload.split(b" "), float("-inf"))
+        finally:
+            self.listening = False
+            self._reader = None
+            await pubsub.unsubscribe()
+            await pubsub.aclose()
+
+    def _hang_up(self, trouble: BaseException) -> None:
+        """The pool replaces broken connections, and has time limits of its own."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for task in (self._pump, self._reader):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,214 @@
+"""The link that dsync owns: one connection, full duplex, for commands and pushes alike (RESP3).
+
+redis-py dials and shakes hands (TLS, AUTH, HELLO, SELECT, Sentinel); then its transport is ours.
+No task touches the socket: a command is written when it is called, replies are handed out where
+they are parsed, and a cancelled caller can desynchronise nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+
+from dsync.errors import StoreUnavailable
+from dsync.redis.link import Link, Refusal, backoff
+from dsync.store import Call
+
+__all__ = ["Connection", "Wire"]
+
+_MORE = object()  # hiredis: the reply is not complete yet
+
+
+class Connection(asyncio.Protocol):
+    """One connection: bytes in, replies out; everything written in one tick leaves together.
+
+    The first write of a tick goes out at once, the rest at the tick's end: alone a command waits
+    for nothing, and many share a system call.
+    """
+
+    def __init__(
+        self, on_reply: Callable[[Any], None], on_lost: Callable[[BaseException], None]
+    ) -> None:
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+        self._parser = hiredis.Reader(replyError=Refusal, notEnoughData=_MORE)
+        self._outbox: list[bytes] = []
+        self._flushing = False
+        self._transport: Any = None
+        self._keep: Any = None
+        self._loop = asyncio.get_running_loop()
+
+    def take_over(self, dialled: Any) -> None:
+        """Make the transport of redis-py's connection ours.
+
+        The only private names of redis-py that we use.  Its stream objects are kept alive, for
+        they close the transport when collected.
+        """
+        self._transport = dialled._writer.transport
+        self._keep = (dialled._writer, dialled._reader)
+        dialled._writer = dialled._reader = None
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            raise ConnectionError("the server closed the connection during the handshake")
+
+    def write(self, data: bytes) -> None:
+        if self._flushing:
+            self._outbox.append(data)
+        else:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._outbox:
+            self._transport.write(b"".join(self._outbox))
+            self._outbox.clear()
+
+    def data_received(self, data: bytes) -> None:
+        gets = self._parser.gets
+        try:
+            self._parser.feed(data)
+            while (reply := gets()) is not _MORE:
+                self._on_reply(reply)
+        except hiredis.ProtocolError as exc:
+            self.close(exc)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._keep = None
+        self._on_lost(exc or ConnectionError("the server closed the connection"))
+
+    def close(self, trouble: BaseException | None = None) -> None:
+        """Close at once, with what was still to be written; `on_lost` is not called any more."""
+        on_lost, self._on_lost = self._on_lost, lambda exc: None
+        self._on_reply = lambda reply: None
+        self._transport.abort()
+        if trouble is not None:
+            on_lost(trouble)
+
+
+class Wire(Link):
+    """A Link over one Connection, replaced when it breaks."""
+
+    def __init__(self, dial: Callable[[], Awaitable[Any]], *args: Any) -> None:
+        super().__init__(*args)
+        self._dial = dial  # -> a connected redis.asyncio Connection
+        self._connection: Connection | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        # The SUBSCRIBE among what is in flight: its answer is a push, or an error reply.
+        self._subscribe: Call | None = None
+        self._answered_sent = float("-inf")
+        self._connected_at: float | None = None
+
+    def _put(self, call: Call) -> None:
+        if self._connection is None:
+            self._backlog.append(call)
+            self._connect()
+        else:
+            self._send(call)
+
+    def _send(self, call: Call) -> None:
+        call.sent = time.monotonic()
+        call.attempts += 1
+        self._inflight.append(call)
+        assert self._connection is not None
+        self._connection.write(hiredis.pack_command(call.command))
+
+    def _connect(self) -> None:
+        if self._dialling is None and not self.closed:
+            self._dialling = asyncio.get_running_loop().create_task(
+                self._keep_dialling(), name="dsync link"
+            )
+
+    async def _keep_dialling(self) -> None:
+        attempt, began = 0, time.monotonic()
+        if self._connected_at is not None and began - self._connected_at < 1:
+            await asyncio.sleep(backoff(1))  # it answers, and hangs up
+        while True:
+            try:
+                async with asyncio.timeout(self.reply_timeout):
+                    dialled = await self._dial()
+                connection = Connection(self._on_reply, self._on_lost)
+                connection.take_over(dialled)
+            except StoreUnavailable as exc:  # no use in trying again
+                self.trouble = exc
+                self._dialling = None
+                self._fail(lambda call: True, exc)
+                return
+            except Exception as exc:
+                self.trouble = exc if str(exc) else TimeoutError("connecting took too long")
+                self._give_up()
+                idle = not (self._backlog or self._delayed)
+                if idle and time.monotonic() - began > self.outage_timeout:
+                    self._dialling = None  # the next call tries again
+                    return
+                attempt += 1
+                await asyncio.sleep(backoff(attempt))
+            else:
+                self._dialling = None
+                self._connected(connection)
+                return
+
+    def _connected(self, connection: Connection) -> None:
+        """Listen, send what waits, and if there was a connection before, announce the gap."""
+        self._connection = connection
+        self.trouble = None
+        self._answered_sent = float("-inf")
+        self._subscribe = Call(("SUBSCRIBE", self.channel), self._not_listening, time.monotonic())
+        self._send(self._subscribe)
+        waiting = list(self._backlog)
+        self._backlog.clear()
+        for call in waiting:
+            self._send(call)
+        first, self._connected_at = self._connected_at is None, time.monotonic()
+        if not first:
+            self.on_gap()
+
+    def _on_reply(self, reply: Any) -> None:
+        if type(reply) is hiredis.PushNotification:
+            self._on_push_message(reply)
+            return
+        call = self._inflight.popleft()
+        self._answered_sent = call.sent
+        self._answered(call, reply)
+
+    def _on_push_message(self, push: list[Any]) -> None:
+        if push[0] == b"message":
+            self.on_push(push[2].split(b" "), self._answered_sent)
+        elif push[0] == b"subscribe" and self._inflight and self._inflight[0] is self._subscribe:
+            self._answered_sent = self._inflight.popleft().sent
+            self._subscribe = None
+            self.listening = True
+
+    def _not_listening(self, call: Call) -> None:
+        # Refused (an ACL without our channels): waiters are served by asking, once a second.
+        self._subscribe = None
+
+    def _on_lost(self, exc: BaseException) -> None:
+        self._connection = None
+        self.listening = False
+        self.trouble = exc
+        if self.closed:
+            return
+        if self._subscribe is not None:
+            self._inflight.remove(self._subscribe)
+            self._subscribe = None
+        self._backlog.extendleft(reversed(self._inflight))
+        self._inflight.clear()
+        self._connect()
+
+    def _hang_up(self, trouble: BaseException) -> None:
+        if self._connection is not None:
+            self._connection.close(trouble)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.gather(self._dialling, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            await asyncio.sleep(0)  # the transport closes its socket on the next tick

@@ -1,0 +1,82 @@
+"""Reply: call it now, await the server's answer."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar, cast
+
+__all__ = ["Reply"]
+
+T = TypeVar("T")
+
+_PENDING: Any = object()
+
+
+class Reply(Generic[T]):
+    """What asyncio's plain calls return here: the local answer at once, the server's on await.
+
+    A write (`lock.release()`) is on its way when the Reply exists; awaiting it returns when the
+    server has confirmed, or raises.  A write that nobody awaits and that fails is reported to the
+    client's `on_error` hook, or else to the event loop's exception handler.
+
+    A read (`lock.locked()`) has a truth value, what this process knows now; only awaiting it asks.
+
+    A cancelled await cancels nothing but the waiting.
+    """
+
+    # _outcome: the result, an exception, or _PENDING.
+    # _awaited: somebody has taken responsibility for a failure.
+    __slots__ = ("_ask", "_awaited", "_known", "_outcome", "_report", "_waiters")
+
+    def __init__(
+        self,
+        outcome: Any = _PENDING,
+        *,
+        known: Any = None,
+        ask: "Callable[[Reply[T]], None] | None" = None,
+        report: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._outcome = outcome
+        self._known = known
+        self._ask = ask
+        self._report = report
+        self._awaited = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def settle(self, outcome: Any) -> None:
+        """The store has answered; an exception is raised to whoever awaits, or reported."""
+        self._outcome = outcome
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def __repr__(self) -> str:
+        outcome = self._outcome
+        state = "pending" if outcome is _PENDING else f"answered: {outcome!r}"
+        return f"<dsync.Reply [{self._known!r}, {state}]>"
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._awaited = True
+        if self._ask is not None:
+            ask, self._ask = self._ask, None
+            ask(self)
+        if self._outcome is _PENDING:
+            # A future for each task that awaits: a cancelled one must not take the rest along.
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            yield from waiter
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return cast(T, self._outcome)
+
+    def __del__(self) -> None:
+        # Settled, failed, and nobody ever looked.  While it is pending the store holds a
+        # reference (`settle`), so this runs only afterwards.
+        if (
+            not self._awaited
+            and self._report is not None
+            and isinstance(self._outcome, BaseException)
+        ):
+            self._report(self._outcome)

@@ -1,0 +1,93 @@
+"""Semaphore and BoundedSemaphore: asyncio's, across processes."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from dsync.arguments import checked_count
+from dsync.holding import Holding
+from dsync.info import SemaphoreInfo, holders_of, waiters_of
+from dsync.reply import Reply
+from dsync.store import Call
+
+if TYPE_CHECKING:
+    from dsync.cohort import Cohort
+
+__all__ = ["BoundedSemaphore", "Semaphore"]
+
+
+class Semaphore(Holding):
+    """A number of permits, made by `client.semaphore(name, value)`.
+
+    At most `value` are held at a time, by all processes that use the same name.  A permit is held
+    on a lease: a process that dies gives its permits back when it ends.  Permits have no fences:
+    with several holders at once the greatest fence seen says nothing about the others.
+
+    When processes disagree on `value`, the one whose client is the newest wins, until `resize()`
+    pins a value.
+    """
+
+    _cohort: "Cohort"
+
+    async def acquire(self, timeout: float | None = None) -> Literal[True]:
+        """Wait until a permit is held by this object, and return True.
+
+        A cancelled or timed-out wait leaves nothing behind.
+
+        Args:
+            timeout: seconds to wait; None waits for ever, 0 asks once.
+
+        Raises:
+            AcquireTimeout: no permit was free in time; none is held.
+            TooManyWaiters: `max_waiters` tasks of this process wait already.
+            StoreUnavailable: Redis could not be asked; nothing is held past its lease.
+        """
+        await self._acquire(timeout)
+        return True
+
+    def release(self) -> Reply[None]:
+        """Give a permit back; awaited, that is confirmed.
+
+        The permit this task has held longest, else the oldest of this object's.  With none held
+        the value is raised by one, for everyone and for good, as asyncio's counter does.
+
+        Raises:
+            LeaseLost: the permit was ours and is not any more.
+        """
+        lease = self._pick()
+        if lease is None:
+            return self._raise_value()
+        return self._give_back(lease)
+
+    def _raise_value(self) -> Reply[None]:
+        return self._cohort.add()
+
+    @property
+    def value(self) -> int:
+        """How many permits there are in all, as far as this process knows."""
+        return self._cohort.limit
+
+    async def resize(self, value: int) -> None:
+        """Set the value for everyone, and pin it: what processes were made with no longer counts.
+
+        Growing serves those who wait; shrinking takes nobody's permit away.
+        """
+        wanted = checked_count("value", value)
+        limit, _ = await self._cohort.answer("permit_resize", wanted=wanted)
+        self._cohort.pushed_wish(0, limit)
+
+    async def info(self) -> SemaphoreInfo:
+        """The value, who holds permits and who waits, over all processes."""
+        limit, pinned, held, waits, holding, waiting, _ = await self._cohort.answer("permit_info")
+        return SemaphoreInfo(
+            self.name, limit, bool(pinned), held, waits, holders_of(holding), waiters_of(waiting)
+        )
+
+    def _state(self) -> str:
+        return "locked" if self._cohort.busy() else f"unlocked, value:{self._cohort.free()}"
+
+
+class BoundedSemaphore(Semaphore):
+    """A Semaphore that raises ValueError when it is released more often than acquired."""
+
+    def _raise_value(self) -> Reply[None]:
+        raise ValueError(f"BoundedSemaphore released too many times ({self._cohort.what})")

@@ -1,0 +1,83 @@
+"""The seam: where the state of primitives lives, and how a transition on it is carried out.
+
+A store knows nothing of waiting, timeouts or leases; a primitive knows nothing of Redis.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+__all__ = ["Arg", "Call", "Done", "Inbox", "Record", "Store"]
+
+
+Arg = str | int
+
+
+class Call:
+    """One transition on its way: what was asked, when, and in the end the reply.
+
+    `reply` is what the transition returned, or the exception that stands for it.
+    """
+
+    __slots__ = ("attempts", "command", "done", "issued", "reply", "sent")
+
+    def __init__(self, command: Any, done: "Done", issued: float) -> None:
+        self.command = command
+        self.done = done
+        self.issued = issued  # time.monotonic()
+        # When the attempt that was answered left, time.monotonic(): a lease counts from here,
+        # never from the arrival of the reply.
+        self.sent = issued
+        self.attempts = 0
+        self.reply: Any = None
+
+
+# Called exactly once for each call, synchronously, from the reader of the connection (or, in the
+# memory store, before `run` returns).  It must not block and must not raise.
+Done = Callable[[Call], None]
+
+
+class Inbox(Protocol):
+    """Where a store delivers what it was not asked for."""
+
+    def pushed(self, message: list[bytes], evidence: float) -> None:
+        """A message for this client: a grant, a wish, a loss.
+
+        `evidence`: when the last command answered before it was sent, time.monotonic(); the
+        message is younger than that.  -inf where the order of replies and messages is unknown.
+        """
+
+    def gap(self) -> None:
+        """Messages may have been lost: everybody who waits asks again."""
+
+
+class Record(Protocol):
+    """The state of one primitive in a store."""
+
+    def run(self, transition: str, done: Done, /, **args: Arg) -> None:
+        """Carry out a transition and call `done` with the outcome.  Sent in the order of calls."""
+
+
+class Store(Protocol):
+    """Where the state of primitives lives."""
+
+    client_id: str
+    channel: str  # what the channel of a process is named, less its id
+    @property
+    def born(self) -> str | int:
+        """Server time, µs, when this client was born; '' until known.  It orders declarations."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether messages reach us at the moment."""
+
+    def at(self, kind: str, name: str) -> Record:
+        """The record of the primitive `name` of this `kind`; nothing is created by looking."""
+
+    def check(self) -> Awaitable[None]:
+        """Ask the server for a sign of life; StoreUnavailable where there is none."""
+
+    def drain(self) -> Awaitable[None]:
+        """Wait until everything sent is answered."""
+
+    def aclose(self) -> Awaitable[None]:
+        """Give up connections and tasks.  What was not answered fails with ClientClosed."""

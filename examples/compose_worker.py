@@ -1,0 +1,43 @@
+"""One of several workers that contend for a lock and a semaphore: see docker-compose.yml.
+
+    DSYNC_URL=redis://localhost:6379 python examples/compose_worker.py [ROUNDS]
+
+Start it in two terminals: the fences grow from one line to the next, whichever worker prints it.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import sys
+
+import dsync
+
+
+async def work(rounds: int | None) -> None:
+    me = f"{socket.gethostname()}/{os.getpid()}"
+    async with dsync.connect(namespace="compose") as client:  # the server is $DSYNC_URL
+        desks = client.semaphore("desks", 2)  # two workers may sit down at a time,
+        ledger = client.lock("ledger", lease=5)  # one of them may write
+        for _ in itertools.count() if rounds is None else range(rounds):
+            async with desks:
+                await asyncio.sleep(0.2)  # work that two may do side by side
+                async with ledger:
+                    print(f"{me} writes with fence {ledger.fence}", flush=True)
+                    await asyncio.sleep(0.1)  # work that only one may do
+
+
+async def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else None
+    task = asyncio.ensure_future(work(rounds))
+    # `docker compose stop` sends SIGTERM: leave as from any cancellation, holding nothing.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
