@@ -1,0 +1,166 @@
+"""`world`: one store of each kind under the same tests, and what a test must leave behind: nothing."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+import redis.asyncio
+
+import dsync
+from dsync.local.store import MemoryStore
+from dsync.names import tag
+from dsync.server import Server
+
+STORES = ("memory", "fakeredis", "server")
+
+
+class World:
+    """A store to test against.  Each client made here stands for a process of its own."""
+
+    def __init__(self, kind: str, url: str) -> None:
+        self.kind = kind
+        self.url = url
+        self.namespace = f"t-{uuid.uuid4().hex[:12]}"
+        self.clients: list[dsync.Client] = []
+        self.errors: list[BaseException] = []  # what `on_error` was called with
+        self.admin: Any = None  # a redis client of the test's own, where there is a server
+        self.fake = fakeredis.FakeServer() if kind == "fakeredis" else None
+        self.leftovers_allowed = False  # a test that kills or cuts clients off sets this
+
+    @property
+    def real(self) -> bool:
+        """Whether this is a server with sockets: timing and cancellation are proved here only."""
+        return self.kind == "server"
+
+    def client(self, **kwargs: Any) -> dsync.Client:
+        """Another process."""
+        kwargs.setdefault("namespace", self.namespace)
+        kwargs.setdefault("on_error", self.errors.append)
+        if self.kind == "fakeredis":
+            own = fakeredis.FakeAsyncRedis(server=self.fake)
+            client = dsync.Client(redis=own, **kwargs)
+        else:
+            client = dsync.Client(self.url, **kwargs)
+        self.clients.append(client)
+        return client
+
+    async def open(self) -> None:
+        if self.kind == "server":
+            self.admin = redis.asyncio.Redis.from_url(self.url)
+        elif self.kind == "fakeredis":
+            self.admin = fakeredis.FakeAsyncRedis(server=self.fake)
+
+    async def keys(self) -> dict[str, int]:
+        """Every key of this test's namespace, with its time to live in ms (-1: none)."""
+        if self.admin is None:
+            return {}
+        found: dict[str, int] = {}
+        async for key in self.admin.scan_iter(match=f"{{{self.namespace}:*"):
+            found[key.decode()] = await self.admin.pttl(key)
+        return found
+
+    def key(self, kind: str, name: str, part: str) -> str:
+        return f"{tag(self.namespace, kind, name)}:{part}"
+
+    async def expire(self, kind: str, name: str) -> None:
+        """End every lease of this record now, as the server sees it."""
+        if self.admin is None:
+            store = self.clients[0].store
+            assert isinstance(store, MemoryStore)
+            permits = store.memory.records[tag(self.namespace, kind, name)]
+            for token in permits.holders:
+                permits.holders[token] = 1
+            return
+        key = self.key(kind, name, "holders")
+        for token in await self.admin.zrange(key, 0, -1):
+            await self.admin.zadd(key, {token: 1})
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
+        try:
+            for key, ttl in (await self.keys()).items():
+                assert ttl != -1, f"{key} was left without a time to live"
+                part = key.rpartition(":")[2]
+                if not self.leftovers_allowed:
+                    assert part not in ("holders", "waiters"), f"{key} was left behind"
+            if self.kind == "memory":
+                for client in self.clients:
+                    store = client.store
+                    if isinstance(store, MemoryStore) and store._memory is not None:
+                        for key, permits in store._memory.records.items():
+                            if f"{{{self.namespace}:" in key and not self.leftovers_allowed:
+                                assert not permits.holders, key
+                                assert not permits.waiters, key
+        finally:
+            if self.admin is not None:
+                await self.admin.aclose()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """An embedded server for the whole session, or the one at $DSYNC_TEST_URL."""
+    with Server.start(port=0) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    url = os.environ.get("DSYNC_TEST_URL")
+    if url:
+        return url
+    started: Server = request.getfixturevalue("server")
+    return started.url
+
+
+@pytest.fixture(params=STORES)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The same test against every store."""
+    before = asyncio.all_tasks()
+    kind: str = request.param
+    url = request.getfixturevalue("server_url") if kind == "server" else f"memory://{uuid.uuid4()}"
+    made = World(kind, url)
+    await made.open()
+    yield made
+    await made.close()
+    await settled(lambda: not left_running(before), lambda: f"left running: {left_running(before)}")
+    assert not made.errors, f"errors nobody awaited: {made.errors}"
+
+
+@pytest.fixture
+async def real(server_url: str) -> AsyncIterator[World]:
+    """A real server only: for what the others cannot show."""
+    before = asyncio.all_tasks()
+    made = World("server", server_url)
+    await made.open()
+    yield made
+    await made.close()
+    await settled(lambda: not left_running(before), lambda: f"left running: {left_running(before)}")
+    assert not made.errors, f"errors nobody awaited: {made.errors}"
+
+
+def left_running(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() - before if task is not current}
+
+
+async def settled(
+    condition: Callable[[], bool | Awaitable[bool]],
+    what: str | Callable[[], str] = "the condition",
+    within: float = 5.0,
+) -> None:
+    """Wait until the condition holds; it is a state that is waited for, never a time."""
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(
+                f"not within {within} s: {what if isinstance(what, str) else what()}"
+            )
+        await asyncio.sleep(0.002)
