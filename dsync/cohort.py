@@ -11,18 +11,12 @@ place and wake whose turn it is.
 
 import asyncio
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dsync.errors import (
-    AcquireTimeout,
-    ClientClosed,
-    DsyncError,
-    StoreUnavailable,
-    TooManyWaiters,
-)
+from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
+from dsync.line import DONE, Line, Waiter
 from dsync.reply import Reply
 from dsync.store import Arg, Call, Done
 
@@ -37,20 +31,6 @@ CLAIM = 5.0  # seconds, the longest lease of a grant by message, until it is ren
 BEAT = 2.0  # seconds between two signs of life of a process that waits
 SILENCE_MS = 6000  # a process silent for three beats has lost its places
 TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
-
-DONE: Reply[None] = Reply(None)
-
-
-class Waiter:
-    """A task that waits here: its future gets a Lease, None (it would have to wait), or an error."""
-
-    __slots__ = ("future", "request", "terms")
-
-    def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
-        self.future = future
-        self.terms = terms
-        self.request: Request | None = None  # its own, where it does not share the cohort's
-
 
 class Request:
     """One place of this process in the store's queue, or on the way there."""
@@ -67,20 +47,19 @@ class Request:
         self.resent = False  # a copy of the question may still arrive, much later
 
 
-class Cohort:
+class Cohort(Line):
     """What this process wants, asks for and holds of one lock or semaphore."""
 
     def __init__(self, client: "Client", kind: str, name: str, value: int, fences: bool) -> None:
+        super().__init__(f"{kind} {name!r}")
         self.client = client
-        self.what = f"{kind.replace('_', ' ')} {name!r}"
         self.record = client.store.at(kind, name)
         self.block = PASSES if fences else 0
         self.fixed = fences  # a lock's limit is 1 and nobody declares another
         self.declared = value
         self.limit = value  # as the store has told us last
         self._revision = 0
-        # Waiting tasks, in order of arrival, but for those with a request of their own.
-        self.waiters: deque[Waiter] = deque()
+        # `waiters` are the tasks without a request of their own.
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
         self.requests: dict[str, Request] = {}
@@ -97,36 +76,6 @@ class Cohort:
     def take(self) -> Lease | None:
         """A permit without waiting, where this process has one to spare."""
         return None
-
-    async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
-        """Wait for a permit.  Nothing stays behind if it raises."""
-        if timeout == 0:
-            lease = await self.try_acquire(terms)
-            if lease is None:
-                raise self._timed_out(timeout)
-            return lease
-        self.client.enter()
-        self._check_room(terms)
-        loop = asyncio.get_running_loop()
-        waiter = Waiter(loop.create_future(), terms)
-        if terms.alone:
-            waiter.request = self._ask(terms, waiter)
-        else:
-            self.waiters.append(waiter)
-            self._stand()
-        timer = None
-        if timeout is not None:
-            timer = loop.call_later(timeout, self._time_out, waiter, timeout)
-        try:
-            lease = await waiter.future
-        except BaseException:
-            self._abandon(waiter)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        assert lease is not None
-        return lease
 
     async def try_acquire(self, terms: Terms) -> Lease | None:
         """A permit if one is free and nobody waits for it, else None."""
@@ -146,11 +95,13 @@ class Cohort:
         hold = lease.hold
         assert hold is not None
         if hold.lease is not lease:
+            # The store may still have us as the holder: the body has ended, let it go.
+            self._release(hold.token, TOMBSTONE_MS)
             raise lease.error()
         now = time.monotonic()
         if now >= hold.deadline:
             self.expire(hold)
-            self._release(hold.token, hold.tombstone)
+            self._release(hold.token, TOMBSTONE_MS)
             raise lease.error()
         waiter = self._next_waiter() if self._may_pass(hold, now) else None
         if waiter is not None:
@@ -169,7 +120,7 @@ class Cohort:
     def waiting(self) -> int:
         """How many tasks of this process wait."""
         bound = sum(request.waiter is not None for request in self.requests.values())
-        return len(self.waiters) + bound
+        return super().waiting() + bound
 
     def busy(self) -> bool:
         """Whether, as far as this process knows, an acquire would have to wait now."""
@@ -191,7 +142,7 @@ class Cohort:
             failed = isinstance(call.reply, BaseException)
             reply.settle(call.reply if failed else None)
             if not failed:
-                self._learn_limit(call.reply[0])
+                self.learn_limit(call.reply[0])
 
         self.ask(
             "permit_add",
@@ -284,7 +235,7 @@ class Cohort:
             self._refused(request, call.reply, sent=call.attempts > 0)
             return
         code, fence_or_place, ms, waiting, limit = call.reply
-        self._learn_limit(limit)
+        self.learn_limit(limit)
         if code == 1:
             self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
@@ -311,7 +262,7 @@ class Cohort:
         request = self.requests.get(token)
         if request is None:
             return  # granted twice, or it has left meanwhile
-        self._learn_limit(limit)
+        self.learn_limit(limit)
         if evidence + claim - margin(claim) > time.monotonic():
             self._granted(request, fence, evidence, claim, waiting)
         elif request.asking:
@@ -385,51 +336,32 @@ class Cohort:
 
     # -- tasks: who waits here -------------------------------------------------------------------
 
-    def _next_waiter(self) -> Waiter | None:
-        while self.waiters:
-            waiter = self.waiters.popleft()
-            if not waiter.future.done():
-                return waiter
-        return None
-
     def _grant(self, hold: Hold, waiter: Waiter) -> None:
         """Wake the waiter as the owner of this hold."""
         fence = hold.fence if self.block else None
         hold.lease = lease = Lease(self.what, hold, fence)
         waiter.future.set_result(lease)
 
-    def _abandon(self, waiter: Waiter) -> None:
-        """It waits no more: cancelled, timed out, or failed."""
-        future = waiter.future
-        if future.done() and not future.cancelled() and future.exception() is None:
-            # Granted and cancelled at once: the cancel wins, the permit goes to the next.
-            lease = future.result()
-            if lease is not None:
-                try:
-                    self.give_back(lease)
-                except DsyncError:
-                    pass  # lost: nothing to pass on
-            return
-        if waiter.request is not None:
-            if waiter.request.token in self.requests:
-                self._leave(waiter.request)
-            return
-        try:
-            self.waiters.remove(waiter)
-        except ValueError:
-            return  # failed: it is out already
-        self._stand()
+    def _join(self, waiter: Waiter) -> None:
+        self.client.enter()
+        self._check_room(waiter.terms)
+        if waiter.terms.alone:
+            waiter.request = self._ask(waiter.terms, waiter)
+        else:
+            self.waiters.append(waiter)
+            self._stand()
 
-    def _time_out(self, waiter: Waiter, timeout: float) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(self._timed_out(timeout))
+    def _left(self, waiter: Waiter) -> None:
+        if waiter.request is None:
+            self._stand()
+        elif waiter.request.token in self.requests:
+            self._leave(waiter.request)
 
-    def _timed_out(self, timeout: float) -> AcquireTimeout:
-        others = self.waiting() + len(self.holds)
-        return AcquireTimeout(
-            f"{self.what} was not free within {timeout:g} s ({len(self.holds)} of {self.limit} "
-            f"held and {max(others - len(self.holds) - 1, 0)} others waiting in this process); "
-            "nothing is held; info() tells who holds it"
+    def describe(self) -> str:
+        others = max(self.waiting() - 1, 0)
+        return (
+            f"this process holds {len(self.holds)} of {self.limit} and has {others} others "
+            "waiting; info() tells who holds it"
         )
 
     def _check_room(self, terms: Terms) -> None:
@@ -488,7 +420,7 @@ class Cohort:
             # The holder keeps the fence it knows; the next one here gets the first of these.
             hold.fence, hold.last_fence = fence - 1, fence + self.block - 1
         self.client.keeper.confirm(hold, call.sent, length)
-        self._learn_limit(limit)
+        self.learn_limit(limit)
         self._note_waiting(waiting)
 
     def expire(self, hold: Hold) -> None:
@@ -554,7 +486,7 @@ class Cohort:
         elif self._contended is None:
             self._contended, self._passes = time.monotonic(), 0
 
-    def _learn_limit(self, limit: int) -> None:
+    def learn_limit(self, limit: int) -> None:
         if limit != self.limit:
             grown, self.limit = limit > self.limit, limit
             self.client.disagreement(self.what, self.declared, limit)
@@ -563,7 +495,7 @@ class Cohort:
 
     def pushed_wish(self, waiting: int, limit: int) -> None:
         """Another process waits, or the limit has changed."""
-        self._learn_limit(limit)
+        self.learn_limit(limit)
         self._note_waiting(waiting)
 
     def _look_again(self, ms: int) -> None:

@@ -12,6 +12,7 @@ from dsync.store import Call
 
 if TYPE_CHECKING:
     from dsync.cohort import Cohort
+    from dsync.local.cohort import LocalCohort
 
 __all__ = ["Holding", "checked_terms"]
 
@@ -46,12 +47,13 @@ class Holding:
     One object may be shared by all tasks of a process, as in asyncio.
     """
 
-    def __init__(self, cohort: "Cohort", name: str, terms: Terms) -> None:
+    def __init__(self, cohort: "Cohort | LocalCohort", name: str, terms: Terms) -> None:
         self._cohort = cohort
         self._terms = terms
         self.name = name
-        # What this object holds, the oldest first; those that were lost stay until released.
-        self._leases: list[Lease] = []
+        # What this object holds, by the task that acquired it, the oldest first; leases that were
+        # lost stay until they are released.  No list is empty.
+        self._held: dict[object, list[Lease]] = {}
 
     async def _acquire(self, timeout: float | None) -> Lease:
         if timeout is not None:
@@ -59,9 +61,15 @@ class Holding:
         lease = self._cohort.take()
         if lease is None:
             lease = await self._cohort.acquire(self._terms, timeout)
-        lease._owner = asyncio.current_task()
-        self._leases.append(lease)
+        self._hold(lease)
         return lease
+
+    def _hold(self, lease: Lease) -> None:
+        task = lease.owner = asyncio.current_task()
+        try:
+            self._held[task].append(lease)
+        except KeyError:
+            self._held[task] = [lease]
 
     async def try_acquire(self) -> bool:
         """Acquire if that needs no waiting: True, and it is held, or False, and nothing is.
@@ -76,30 +84,39 @@ class Holding:
             lease = await self._cohort.try_acquire(self._terms)
         if lease is None:
             return False
-        lease._owner = asyncio.current_task()
-        self._leases.append(lease)
+        self._hold(lease)
         return True
 
     def _pick(self) -> Lease | None:
         """What a release ends: this task's oldest lease, else the oldest of the object's."""
-        leases = self._leases
-        if len(leases) < 2:
-            return leases[0] if leases else None
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        return next((lease for lease in leases if lease._owner is task), leases[0])
+        held = self._held
+        if not held:
+            return None
+        if len(held) > 1:
+            try:
+                own = held.get(asyncio.current_task())
+            except RuntimeError:  # called from outside the loop, as asyncio allows
+                own = None
+            if own is not None:
+                return own[0]
+        return next(iter(held.values()))[0]
 
     def _held_by_anyone(self) -> Lease:
         """The lease that a release ends; raises what asyncio does where there is none."""
         lease = self._pick()
         if lease is None:
-            raise NotHeld(f"{self._cohort.what} is not held by this object")
+            raise NotHeld(self._named("Lock is not acquired."))
         return lease
 
+    def _named(self, text: str) -> str:
+        """asyncio's text, and which object it is about."""
+        return f"{text} ({self._cohort.what})" if self.name else text
+
     def _give_back(self, lease: Lease) -> Reply[None]:
-        self._leases.remove(lease)
+        leases = self._held[lease.owner]
+        leases.remove(lease)
+        if not leases:
+            del self._held[lease.owner]
         return self._cohort.give_back(lease)
 
     def locked(self) -> Reply[bool]:
@@ -137,7 +154,7 @@ class Holding:
         traceback: TracebackType | None,
     ) -> None:
         task = asyncio.current_task()
-        mine = [lease for lease in self._leases if lease._owner is task]
+        mine = self._held.get(task)
         lease = mine[-1] if mine else self._held_by_anyone()
         our_cancel = await lease.unguard(exc)
         try:

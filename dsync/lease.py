@@ -53,7 +53,7 @@ class Lease:
     """
 
     __slots__ = (
-        "_cancelled", "_cancelling", "_event", "_owner", "_reason", "_task", "fence", "hold",
+        "_cancelled", "_cancelling", "_event", "_reason", "_task", "fence", "hold", "owner",
         "what",
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ class Lease:
         self.what = what  # "lock 'invoices'", for messages
         self.hold = hold  # None: it cannot be lost (dsync.local)
         self.fence = fence
-        self._owner: object = None  # the task that acquired
+        self.owner: object = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
         # The task to cancel on loss, and how often it was being cancelled when its body began.

@@ -1,15 +1,12 @@
 """Lock: asyncio's, across processes."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dsync.errors import NotHeld
 from dsync.holding import Holding
 from dsync.info import LockInfo, holders_of, waiters_of
 from dsync.lease import Lease
 from dsync.reply import Reply
-
-if TYPE_CHECKING:
-    from dsync.cohort import Cohort
 
 __all__ = ["Lock"]
 
@@ -28,8 +25,6 @@ class Lock(Holding):
 
     If the lease is lost, the body is cancelled and leaves as LeaseLost.
     """
-
-    _cohort: "Cohort"
 
     async def acquire(self, timeout: float | None = None) -> Literal[True]:
         """Wait until the lock is held by this object, and return True.
@@ -56,10 +51,7 @@ class Lock(Holding):
             NotHeld: this object does not hold the lock (a RuntimeError, as in asyncio).
             LeaseLost: it was ours and is not any more; nobody else's hold is touched.
         """
-        lease = self._pick()
-        if lease is None:
-            raise NotHeld(f"Lock is not acquired. ({self._cohort.what})")
-        return self._give_back(lease)
+        return self._give_back(self._held_by_anyone())
 
     @property
     def lease(self) -> Lease | None:
@@ -76,7 +68,7 @@ class Lock(Holding):
         """
         lease = self._pick()
         if lease is None or lease.fence is None:
-            raise NotHeld(f"{self._cohort.what} is not held by this object: there is no fence")
+            raise NotHeld(self._named("Lock is not acquired: it has no fence."))
         if not lease.held:
             raise lease.error()
         return lease.fence

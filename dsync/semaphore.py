@@ -1,16 +1,12 @@
 """Semaphore and BoundedSemaphore: asyncio's, across processes."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dsync.arguments import checked_count
 from dsync.holding import Holding
 from dsync.info import SemaphoreInfo, holders_of, waiters_of
 from dsync.reply import Reply
-from dsync.store import Call
-
-if TYPE_CHECKING:
-    from dsync.cohort import Cohort
 
 __all__ = ["BoundedSemaphore", "Semaphore"]
 
@@ -25,8 +21,6 @@ class Semaphore(Holding):
     When processes disagree on `value`, the one whose client is the newest wins, until `resize()`
     pins a value.
     """
-
-    _cohort: "Cohort"
 
     async def acquire(self, timeout: float | None = None) -> Literal[True]:
         """Wait until a permit is held by this object, and return True.
@@ -73,7 +67,7 @@ class Semaphore(Holding):
         """
         wanted = checked_count("value", value)
         limit, _ = await self._cohort.answer("permit_resize", wanted=wanted)
-        self._cohort.pushed_wish(0, limit)
+        self._cohort.learn_limit(limit)
 
     async def info(self) -> SemaphoreInfo:
         """The value, who holds permits and who waits, over all processes."""
@@ -90,4 +84,4 @@ class BoundedSemaphore(Semaphore):
     """A Semaphore that raises ValueError when it is released more often than acquired."""
 
     def _raise_value(self) -> Reply[None]:
-        raise ValueError(f"BoundedSemaphore released too many times ({self._cohort.what})")
+        raise ValueError(self._named("BoundedSemaphore released too many times"))

@@ -1,0 +1,128 @@
+"""Line: the tasks of this process that wait for one thing, in order of arrival."""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dsync.errors import AcquireTimeout, DsyncError
+from dsync.lease import Lease, Terms
+from dsync.reply import Reply
+
+if TYPE_CHECKING:
+    from dsync.cohort import Request
+
+__all__ = ["DONE", "Line", "Waiter"]
+
+DONE: Reply[None] = Reply(None)
+
+
+class Waiter:
+    """A task that waits: its future gets a Lease, None (it would have to wait), or an error."""
+
+    __slots__ = ("future", "request", "terms")
+
+    def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
+        self.future = future
+        self.terms = terms
+        self.request: Request | None = None  # its own in the store, where it shares none
+
+
+class Line:
+    """Waiting, timeouts and cancellation, written once.
+
+    Subclasses say how a waiter gets in (`_join`), what happens when it goes (`_left`), and how a
+    lease ends (`give_back`).
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what  # for messages: "lock 'invoices'"
+        # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
+        self.waiters: deque[Waiter] = deque()
+
+    async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
+        """Wait for a lease.  Nothing stays behind if it raises."""
+        if timeout == 0:
+            lease = await self.try_acquire(terms)
+            if lease is None:
+                raise self._too_late(timeout)
+            return lease
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(loop.create_future(), terms)
+        self._join(waiter)
+        timer = None
+        if timeout is not None:
+            timer = loop.call_later(timeout, self._time_out, waiter, timeout)
+        try:
+            lease = await waiter.future
+        except BaseException:
+            self._abandon(waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._woken(waiter)
+        assert lease is not None
+        return lease
+
+    async def try_acquire(self, terms: Terms) -> Lease | None:
+        """A lease if that needs no waiting, else None."""
+        raise NotImplementedError
+
+    def take(self) -> Lease | None:
+        """A lease at once, where this process has one to spare."""
+        raise NotImplementedError
+
+    def give_back(self, lease: Lease) -> Reply[None]:
+        """End a lease and serve whoever is next.  Raises LeaseLost."""
+        raise NotImplementedError
+
+    def waiting(self) -> int:
+        """How many tasks of this process wait."""
+        return sum(not waiter.future.done() for waiter in self.waiters)
+
+    def describe(self) -> str:
+        """How things stand, for the message of a timeout."""
+        raise NotImplementedError
+
+    def _join(self, waiter: Waiter) -> None:
+        raise NotImplementedError
+
+    def _left(self, waiter: Waiter) -> None:
+        raise NotImplementedError
+
+    def _woken(self, waiter: Waiter) -> None:
+        """Its task runs again, whatever came of the wait."""
+
+    def _next_waiter(self) -> Waiter | None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """It waits no more: cancelled, timed out, or failed."""
+        future = waiter.future
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            try:
+                self.waiters.remove(waiter)
+            except ValueError:
+                pass  # it had a request of its own, or was skipped
+            self._left(waiter)
+            return
+        # Granted and cancelled at once: the cancel wins, the lease goes to the next.
+        lease = future.result()
+        if lease is not None:
+            try:
+                self.give_back(lease)
+            except DsyncError:
+                pass  # lost: nothing to pass on
+
+    def _time_out(self, waiter: Waiter, timeout: float) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(self._too_late(timeout))
+
+    def _too_late(self, timeout: float) -> AcquireTimeout:
+        return AcquireTimeout(
+            f"{self.what} was not free within {timeout:g} s ({self.describe()}); nothing is held"
+        )
