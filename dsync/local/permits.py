@@ -141,7 +141,7 @@ def permit_acquire(
             if not first and permits.capacity() != before:
                 permits.tell(process)
     limit = permits.capacity()
-    if permits.holders or permits.waiters or permits.left:
+    if permits.holders or limit < 1 or permits.waiters or permits.left:
         ends = permits.holders.get(token, 0)
         if ends > now:
             permits.holders[token] = max(ends, now + lease)

@@ -59,7 +59,7 @@ class RedisStore:
         self.link.call(command, done)
 
     def _note_birth(self, call: Call) -> None:
-        if isinstance(call.reply, list):
+        if isinstance(call.reply, list | tuple):  # redis-py makes a tuple of it
             self.born = int(call.reply[0]) * 1_000_000 + int(call.reply[1])
         else:
             self._asked_for_birth = False

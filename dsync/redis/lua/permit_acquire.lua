@@ -40,7 +40,7 @@ if stamp ~= '0' then
   end
 end
 
-if redis.call('EXISTS', holders, waiters, left) > 0 then
+if taken > 0 or limit < 1 or redis.call('EXISTS', waiters, left) > 0 then
   local ends = tonumber(redis.call('ZSCORE', holders, token))
   if ends and ends > now then
     if now + lease > ends then

@@ -1,0 +1,50 @@
+"""How long `import dsync` takes, in fresh processes."""
+
+import asyncio
+import statistics
+import sys
+import time
+from functools import partial
+
+from benchmarks.crew import ROOT
+from benchmarks.measure import Goal, Measured, Ratio, Workload, value
+from benchmarks.rig import Rig, until
+
+__all__ = ["WORKLOADS"]
+
+REDIS, OURS, BEYOND = "redis.asyncio", "dsync", "dsync, after redis.asyncio"
+LEAST = 3  # processes
+
+
+async def slice_of(before: str, module: str, rig: Rig) -> Measured:
+    """The median over as many processes as fit into the slice."""
+    code = (
+        f"import sys, time, {before}; began = time.perf_counter(); import {module}; "
+        "print(time.perf_counter() - began)"
+    )
+    took: list[float] = []
+    end = time.monotonic() + rig.seconds
+    while len(took) < LEAST or until(end):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        out, _ = await process.communicate()
+        took.append(float(out))
+    return {"ms": 1000 * statistics.median(took)}
+
+
+WORKLOADS = (
+    Workload(
+        "import",
+        "import dsync in a fresh process, its bytecode compiled before",
+        {
+            REDIS: partial(slice_of, "time", REDIS),
+            OURS: partial(slice_of, "time", OURS),
+            BEYOND: partial(slice_of, REDIS, OURS),
+        },
+        (
+            Ratio("ms beyond redis.asyncio", value(BEYOND, "ms"), Goal("≤", 30)),
+            Ratio("ms alone", value(OURS, "ms")),
+        ),
+    ),
+)

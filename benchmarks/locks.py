@@ -1,0 +1,70 @@
+"""Locks of each make, in one shape: who competes."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import redis.asyncio
+
+import dsync
+from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, raw_link
+
+__all__ = ["BEST_PEER", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "Lock", "Make"]
+
+DSYNC = "dsync"
+FAIR = "dsync fair=True"
+FLOOR = "floor: SET NX PX + compare-and-delete"
+PEER = "redis.asyncio.Lock"
+BEST_PEER = "redis.asyncio.Lock sleep=0.01"
+
+
+class Lock(Protocol):
+    """What all of them can do."""
+
+    def acquire(self) -> Awaitable[object]: ...
+
+    def release(self) -> Awaitable[object]: ...
+
+
+Make = Callable[[str], Lock]  # name -> a lock
+Opened = AbstractAsyncContextManager[Make]
+
+
+@asynccontextmanager
+async def _dsync(
+    url: str, namespace: str, lease: float = 30.0, fair: bool = False
+) -> AsyncIterator[Make]:
+    async with dsync.connect(url, namespace=namespace) as client:
+        yield lambda name: client.lock(name, lease=lease, fair=fair)
+
+
+@asynccontextmanager
+async def _raw(url: str, namespace: str, lease: float = 30.0) -> AsyncIterator[Make]:
+    async with raw_link(url, namespace, "raw") as link:
+        sha = (await ask(link, "SCRIPT", "LOAD", COMPARE_AND_DELETE)).decode()
+        yield lambda name: RawLock(link, f"{namespace}:{name}", int(lease * 1000), sha)
+
+
+@asynccontextmanager
+async def _redis_py(
+    url: str, namespace: str, lease: float = 30.0, sleep: float = 0.1
+) -> AsyncIterator[Make]:
+    # The pool's default of 100 connections makes 200 tasks fail.
+    client = redis.asyncio.Redis.from_url(url, max_connections=2000)
+
+    def make(name: str) -> Any:
+        return client.lock(f"{namespace}:{name}", timeout=lease, sleep=sleep)
+
+    async with client:
+        yield make
+
+
+# (url, namespace, lease=30.0) -> locks by name.
+LOCKS: Mapping[str, Callable[..., Opened]] = {
+    DSYNC: _dsync,
+    FAIR: partial(_dsync, fair=True),
+    FLOOR: _raw,
+    PEER: _redis_py,
+    BEST_PEER: partial(_redis_py, sleep=0.01),
+}

@@ -1,0 +1,73 @@
+"""The server that everybody is measured on, and what it counts."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+__all__ = ["Rig", "until"]
+
+# What clients send.  The server's total, and each connection's, also count what scripts call;
+# none of the scripts here calls these.
+SENT = ("eval", "evalsha", "set", "subscribe", "ping")
+
+
+class Rig:
+    """One server, and a namespace of its own for each slice."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self.url = url
+        self.seconds = seconds  # for each slice, where the workload needs no more
+        self.namespace = ""
+        # Blocking, for it is used only where nothing is being timed.
+        self._admin: Any = redis.Redis.from_url(url, decode_responses=True)
+
+    @contextmanager
+    def slice(self) -> Iterator[None]:
+        """A fresh namespace, and nothing left of it afterwards."""
+        self.namespace = f"bench-{uuid4().hex[:8]}"
+        try:
+            yield
+        finally:
+            keys = list(self._admin.scan_iter(match=f"*{self.namespace}*", count=1000))
+            for i in range(0, len(keys), 1000):
+                self._admin.unlink(*keys[i : i + 1000])
+
+    def commands(self) -> int:
+        """How many commands clients have sent so far, without those inside scripts."""
+        stats = self._admin.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in SENT)
+
+    def connections(self) -> int:
+        return len(self._admin.client_list())
+
+    def time_to_live(self, key: str) -> float:
+        """Seconds."""
+        return int(self._admin.pttl(key)) / 1000
+
+    def first_score(self, key: str) -> float:
+        """The least score of a sorted set."""
+        [(_, score)] = self._admin.zrange(key, 0, 0, withscores=True)
+        return float(score)
+
+    def now(self) -> float:
+        """The server's time, seconds."""
+        seconds, microseconds = self._admin.time()
+        return int(seconds) + int(microseconds) / 1_000_000
+
+    def describe(self) -> str:
+        """Name and version of the server."""
+        info = self._admin.info("server")
+        name = info.get("server_name", "redis")
+        return f"{name} {info.get(f'{name}_version', info['redis_version'])}"
+
+    def close(self) -> None:
+        self._admin.close()
+
+
+def until(end: float) -> bool:
+    """Whether time.monotonic() has not reached `end`."""
+    return time.monotonic() < end

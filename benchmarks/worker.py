@@ -1,0 +1,47 @@
+"""One process of a crew: `python -m benchmarks.worker TASK`, started by crew.py."""
+
+import asyncio
+import importlib
+import json
+import sys
+import time
+
+from benchmarks.crew import Window
+
+__all__ = ["Member"]
+
+
+class Member:
+    """What the work is called with: who it is, and when to start."""
+
+    def __init__(self, url: str, namespace: str, index: int) -> None:
+        self.url = url
+        self.namespace = namespace
+        self.index = index
+
+    async def signal(self) -> Window:
+        """Say that we are ready, and wait for the starting signal."""
+        print("true", flush=True)
+        line = await asyncio.to_thread(sys.stdin.readline)
+        if not line:
+            raise SystemExit("the one who started us is gone")
+        return Window(*json.loads(line))
+
+    async def opening(self, window: Window) -> None:
+        """Wait until the window opens."""
+        await asyncio.sleep(window.start - time.monotonic())
+
+    async def closing(self, window: Window) -> None:
+        """Wait until the window closes."""
+        await asyncio.sleep(window.end - time.monotonic())
+
+
+async def main(task: str) -> None:
+    where, url, namespace, index, args = json.loads(task)
+    module, _, name = where.partition(":")
+    work = getattr(importlib.import_module(module), name)
+    print(json.dumps(await work(Member(url, namespace, index), *args)), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,58 @@
+"""A service that stands only so many calls at once, and counts them itself."""
+
+import asyncio
+import random
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Upstream", "call"]
+
+
+class Upstream:
+    """Answers on a unix socket after some work; each call has a connection of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.calls = 0
+        self.now = 0  # calls that are being answered
+        self.most = 0  # ... at once, so far
+        self._server: asyncio.Server | None = None
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.calls += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await reader.readline()
+            await asyncio.sleep(random.uniform(0.005, 0.015))
+        except ConnectionError:
+            pass  # the caller was killed
+        finally:
+            self.now -= 1  # before the caller can know, and give its permit to the next
+            writer.write(b"done\n")
+            writer.close()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._answer, self.path)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+
+async def call(path: Path) -> None:
+    """Call the service and return when it has answered."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(b"work\n")
+        await reader.readline()
+    finally:
+        writer.close()

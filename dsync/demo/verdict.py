@@ -1,0 +1,260 @@
+"""What was promised, against what the journals say happened."""
+
+import math
+import signal
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dsync.demo.journal import DIRECTOR, Event, Journals
+from dsync.demo.ledger import Ledger
+
+__all__ = ["Promise", "exit_code", "lines", "verify"]
+
+SLACK = 0.5  # seconds that a hand-over may take beyond the lease
+COMMANDS = 3.0  # a hold takes one to acquire and one to release; the rest is renewing and waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A promise, what was measured, and whether it was kept; None: nothing has put it to the test."""
+
+    text: str
+    measured: str
+    kept: bool | None
+
+
+class Hold:
+    """One hold, put together from what was noted of it."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+        self.notes: dict[str, Event] = {}
+        self.ends = math.inf
+
+    def at(self, what: str) -> float:
+        """When that was noted; inf if it never was."""
+        return self.notes[what].at if what in self.notes else math.inf
+
+    @property
+    def starts(self) -> float:
+        return self.at("entered")
+
+    @property
+    def lost(self) -> bool:
+        return "lost" in self.notes
+
+    @property
+    def fence(self) -> int:
+        return int(self.notes["entered"]["fence"])
+
+
+class Story:
+    """All that happened in a run, in order."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.director: dict[str, Event] = {}  # what it did once
+        self.ended: dict[int, Event] = {}  # worker -> how
+        self.failed: dict[int, Event] = {}
+        self.stops: list[tuple[int, float, float]] = []  # worker, from, to
+        self.holds: dict[str, list[Hold]] = defaultdict(list)  # of what -> in order of entering
+        self._read(sorted(events, key=lambda event: event.at))
+        for hold in [hold for holds in self.holds.values() for hold in holds]:
+            hold.ends = self._end_of(hold)
+
+    def _read(self, events: list[Event]) -> None:
+        holds: dict[tuple[int, int], Hold] = {}
+        for event in events:
+            if event.what == "entered":
+                hold = holds[event.worker, event.hold] = Hold(event.worker)
+                self.holds[event.of].append(hold)
+            if event.hold and (event.worker, event.hold) in holds:
+                holds[event.worker, event.hold].notes[event.what] = event
+            elif event.what == "failed":
+                self.failed[event.worker] = event
+            elif event.worker == DIRECTOR and event.what == "ended":
+                self.ended[event["whom"]] = event
+            elif event.worker == DIRECTOR:
+                self.director[event.what] = event
+
+    def happened(self, what: str) -> Event | None:
+        return self.director.get(what)
+
+    def _end_of(self, hold: Hold) -> float:
+        """When the holder did the last that it could do in there.
+
+        A killed process does nothing more, nor does one that stands still; but if it went on
+        with its hold when it ran again, the hold lasted until then.
+        """
+        ends = min(hold.at("lost"), math.inf if hold.lost else hold.at("left"))
+        stopped, killed = self.happened("stopped"), self.happened("killed")
+        if stopped and stopped["whom"] == hold.worker and hold.lost and hold.starts < stopped.at:
+            went_on = max((e.at for e in hold.notes.values() if e.what in WORK), default=0.0)
+            if went_on <= stopped.at:
+                ends = min(ends, stopped.at, hold.at("left"))
+        if killed and killed["whom"] == hold.worker:
+            ends = min(ends, max(killed.at, hold.starts))
+        ended = self.ended.get(hold.worker)
+        return min(ends, ended.at) if ended else ends
+
+
+WORK = ("entered", "writing", "written")
+
+
+def verify(directory: Path) -> list[Promise]:
+    """Go through everything that a run has left in its directory."""
+    story = Story(Journals(directory).news())
+    set_up = story.happened("set up")
+    terms: dict[str, Any] = (set_up.more if set_up else None) or {}
+    ledger = Ledger(directory / "ledger").read()
+    return list(_promises(story, terms, ledger))
+
+
+def _promises(story: Story, terms: dict[str, Any], ledger: int) -> Iterator[Promise]:
+    holds = story.holds["ledger"]
+    yield _exclusion(holds)
+    yield _fences(holds)
+    yield _ledger(holds, ledger)
+    yield _slots(story.holds["slots"], terms.get("slots", 0))
+    yield _upstream(story, terms.get("cap", 0))
+    yield _hand_over(story, holds, terms.get("lease", 0.0))
+    yield _stopped(story, holds)
+    yield _commands(story, bool(terms.get("own")))
+    yield _endings(story, terms.get("workers", 0))
+
+
+def _exclusion(holds: list[Hold]) -> Promise:
+    overlaps, busy_until = 0, -math.inf
+    for hold in holds:
+        overlaps += hold.starts < busy_until
+        busy_until = max(busy_until, hold.ends)
+    measured = f"{len(holds)} holds, {overlaps} overlaps"
+    return Promise("the lock has one holder at a time", measured, _kept(holds, not overlaps))
+
+
+def _fences(holds: list[Hold]) -> Promise:
+    stale = sum(after.fence <= before.fence for before, after in pairwise(holds))
+    measured = f"{len(holds)} fences, {stale} out of order"
+    return Promise("each hold has a greater fence", measured, _kept(holds, not stale))
+
+
+def _ledger(holds: list[Hold], total: int) -> Promise:
+    """The total is the number of writes: an update that was lost is missing in it."""
+    writes = [hold for hold in holds if "writing" in hold.notes]
+    done = 0
+    for index, hold in enumerate(writes):
+        if "written" in hold.notes:
+            done += 1
+        else:  # killed over it: it was done if somebody has seen it since
+            seen = [after.notes["writing"]["read"] for after in writes[index + 1 :]] or [total]
+            done += seen[0] == hold.notes["writing"]["total"]
+    measured = f"{done} updates, total {total}"
+    return Promise("no update of the ledger is lost", measured, _kept(writes, done == total))
+
+
+def _slots(holds: list[Hold], limit: int) -> Promise:
+    changes = [(hold.starts, 1) for hold in holds] + [(hold.ends, -1) for hold in holds]
+    most = now = 0
+    for _, change in sorted(changes):  # at one moment, ends come first
+        now += change
+        most = max(most, now)
+    measured = f"{most} at most, {len(holds)} holds"
+    return Promise(f"no more than {limit} slots are taken", measured, _kept(holds, most <= limit))
+
+
+def _upstream(story: Story, cap: int) -> Promise:
+    text = f"no more than {cap} calls upstream at once"
+    summed_up = story.happened("summed up")
+    if summed_up is None or not summed_up["calls"]:
+        return Promise(text, "it was never called", None)
+    most, calls = summed_up["most"], summed_up["calls"]
+    return Promise(text, f"it counted {most}, {calls} calls", most <= cap)
+
+
+def _hand_over(story: Story, holds: list[Hold], lease: float) -> Promise:
+    text = f"a dead holder's lock passes on in {lease + SLACK:g} s"
+    killed = story.happened("killed")
+    if killed is None:
+        return Promise(text, "nobody was killed", None)
+    victim = killed["whom"]
+    if not any(h.worker == victim and h.starts < killed.at == h.ends for h in holds):
+        return Promise(text, f"worker {victim} did not hold it", None)
+    heir = next((hold for hold in holds if hold.starts > killed.at), None)
+    if heir is None:
+        return Promise(text, "nobody got it", False)
+    waited = heir.starts - killed.at
+    measured = f"{waited:.2f} s, {victim} to {heir.worker}, lease {lease:g} s"
+    return Promise(text, measured, waited <= lease + SLACK and heir.worker != victim)
+
+
+def _stopped(story: Story, holds: list[Hold]) -> Promise:
+    text = "a holder that overslept does not write on"
+    stopped, continued = story.happened("stopped"), story.happened("continued")
+    if stopped is None or continued is None:
+        return Promise(text, "nobody was stopped", None)
+    mine = [
+        hold
+        for hold in holds
+        if hold.worker == stopped["whom"]
+        and hold.starts < stopped.at < min(hold.at("left"), hold.at("lost"))
+    ]
+    if not mine:
+        return Promise(text, f"worker {stopped['worker']} did not hold it", None)
+    hold = mine[-1]
+    wrote = stopped.at < hold.at("writing") < math.inf
+    if not hold.lost:
+        fate = "never heard that it was lost"
+    else:
+        fate = f"LeaseLost {(hold.at('lost') - continued.at) * 1000:.0f} ms after"
+    slept = continued.at - stopped.at
+    measured = f"{slept:.1f} s, {'wrote, ' if wrote else ''}{fate}"
+    return Promise(text, measured, hold.lost and not wrote)
+
+
+def _commands(story: Story, own: bool) -> Promise:
+    text = f"a hold costs no more than {COMMANDS:g} commands"
+    count = sum(len(holds) for holds in story.holds.values())
+    summed_up = story.happened("summed up")
+    commands = summed_up["commands"] if summed_up else None
+    if commands is None or not count:
+        return Promise(text, "not measured", None)
+    measured = f"{commands / count:.2f}, {count} holds"
+    if own:
+        return Promise(text, measured, commands / count <= COMMANDS)
+    # Others may use that server, too: only our own says something about us.
+    return Promise("commands of the server per hold", measured, True)
+
+
+def _endings(story: Story, workers: int) -> Promise:
+    text = "all workers end in good order"
+    killed = story.happened("killed")
+    victim = killed["whom"] if killed else None
+    due = {victim: -signal.SIGKILL}
+    bad = [n for n, end in story.ended.items() if end["code"] != due.get(n, 0)]
+    if bad:
+        failed = story.failed.get(bad[0])
+        why = failed["why"] if failed else f"exit code {story.ended[bad[0]]['code']}"
+        return Promise(text, f"worker {bad[0]}: {why}", False)
+    measured = f"{len(story.ended)} ended" + (", 1 of them killed" if killed else "")
+    return Promise(text, measured, None if len(story.ended) < max(workers, 1) else True)
+
+
+def _kept(evidence: Sequence[object], kept: bool) -> bool | None:
+    return kept if evidence else None
+
+
+WORDS = {True: "ok", False: "BROKEN", None: "NOT SEEN"}
+
+
+def lines(promises: list[Promise]) -> list[str]:
+    """The summary: a line for each promise."""
+    width = max(len(promise.text) for promise in promises)
+    return [f"{WORDS[p.kept]:<8}  {p.text:<{width}}  {p.measured}" for p in promises]
+
+
+def exit_code(promises: list[Promise]) -> int:
+    """0 if all promises were put to the test and kept."""
+    return 0 if all(promise.kept for promise in promises) else 1
