@@ -26,6 +26,7 @@ __all__ = [
     "DsyncError",
     "ForeignKey",
     "Holder",
+    "Lease",
     "LeaseLost",
     "Lock",
     "LockInfo",

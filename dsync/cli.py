@@ -1,7 +1,6 @@
 """The `dsync` command.  What a subcommand needs is imported when it runs, so `--help` is quick."""
 
 import argparse
-import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ asyncio's locks, semaphores, events, conditions and barriers, across processes a
 
 EXAMPLES = """\
 examples:
-  dsync demo                      see all primitives at work; needs no server
+  dsync demo                      see it at work on real processes; needs no server
   dsync serve                     a server to try your program on, until Ctrl-C
   export DSYNC_URL=redis://host   the server that programs and commands use when told no other
 """
@@ -35,15 +34,24 @@ examples:
 """
 
 DEMO_ABOUT = """\
-Start worker processes that contend for every primitive, and watch them.
-One of them is killed on purpose; the summary at the end is verified, and the exit code tells.
+Start worker processes that share a lock, a semaphore and a cap on calls, and watch them.
+
+  ledger    a lock around read, compute, write on one file
+  slots     a semaphore: three may be in
+  upstream  a bounded semaphore before a service that counts the calls it has at once
+
+One worker is killed while it holds the lock, and another is stopped until its lease is over.
+Everybody writes down what happens; the summary is computed from that.  The exit code is
+0 if every promise was put to the test and kept, 1 if one was broken or nothing came to pass,
+2 if there was no server to run on, 130 after Ctrl-C.  The code to learn from is
+dsync/demo/worker.py.
 """
 
 DEMO_EXAMPLES = """\
 examples:
   dsync demo                      15 seconds, on an embedded server
   dsync demo --workers 8 --seconds 60
-  dsync demo --url redis://localhost:6379/0
+  dsync demo --url redis://localhost:6379/0      a server of your own; uses fresh names there
   dsync demo --plain              lines instead of a live screen: for logs and CI
 """
 
@@ -77,13 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     address.add_argument("--socket", metavar="PATH", help="where to put the unix socket")
     serve.set_defaults(run=_serve)
 
-    demo = commands.add_parser("demo", help="all primitives at work, on real processes")
+    demo = commands.add_parser("demo", help="a lock and two semaphores at work, on real processes")
     _with_examples(demo, DEMO_ABOUT, DEMO_EXAMPLES)
     demo.add_argument(
-        "--seconds", type=_seconds, default=15.0, metavar="S", help="how long (default: 15)"
+        "--seconds",
+        type=_seconds,
+        default=15.0,
+        metavar="S",
+        help="how long (5 to 3600; default: 15)",
     )
     demo.add_argument(
-        "--workers", type=_count, default=4, metavar="N", help="worker processes (default: 4)"
+        "--workers", type=_count, default=4, metavar="N", help="processes (1 to 64; default: 4)"
     )
     demo.add_argument("--url", help="the server to use (default: an embedded one)")
     demo.add_argument("--plain", action="store_true", help="plain lines, no live screen")
@@ -118,7 +130,9 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    return int(importlib.import_module("dsync.demo").main(args))
+    from dsync import demo
+
+    return demo.main(args)
 
 
 def _say(*lines: str) -> None:
@@ -150,8 +164,8 @@ def _port(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 64, got {text!r}")
     return int(text)
 
 
@@ -160,6 +174,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    if not 5 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number from 5 to 3600, got {text!r}")
     return seconds

@@ -32,6 +32,7 @@ BEAT = 2.0  # seconds between two signs of life of a process that waits
 SILENCE_MS = 6000  # a process silent for three beats has lost its places
 TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
 
+
 class Request:
     """One place of this process in the store's queue, or on the way there."""
 

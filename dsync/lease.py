@@ -71,7 +71,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is still ours; computed from the clock, so true even if the loop was blocked."""
+        """Whether it is still ours.  Computed from the clock: a blocked loop does not bend it."""
         hold = self.hold
         return self._reason is None and (hold is None or time.monotonic() < hold.deadline)
 

@@ -1,6 +1,5 @@
 """Semaphore and BoundedSemaphore: asyncio's, across processes."""
 
-from functools import partial
 from typing import Literal
 
 from dsync.arguments import checked_count

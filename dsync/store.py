@@ -27,6 +27,7 @@ class Call:
         # When the attempt that was answered left, time.monotonic(): a lease counts from here,
         # never from the arrival of the reply.
         self.sent = issued
+        # How often it was sent and may have been carried out: > 1 means that an answer was lost.
         self.attempts = 0
         self.reply: Any = None
 
@@ -45,9 +46,11 @@ class Inbox(Protocol):
         `evidence`: when the last command answered before it was sent, time.monotonic(); the
         message is younger than that.  -inf where the order of replies and messages is unknown.
         """
+        ...
 
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits asks again."""
+        ...
 
 
 class Record(Protocol):
@@ -55,6 +58,7 @@ class Record(Protocol):
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         """Carry out a transition and call `done` with the outcome.  Sent in the order of calls."""
+        ...
 
 
 class Store(Protocol):
@@ -62,22 +66,29 @@ class Store(Protocol):
 
     client_id: str
     channel: str  # what the channel of a process is named, less its id
+
     @property
     def born(self) -> str | int:
         """Server time, µs, when this client was born; '' until known.  It orders declarations."""
+        ...
 
     @property
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""
+        ...
 
     def at(self, kind: str, name: str) -> Record:
         """The record of the primitive `name` of this `kind`; nothing is created by looking."""
+        ...
 
     def check(self) -> Awaitable[None]:
         """Ask the server for a sign of life; StoreUnavailable where there is none."""
+        ...
 
     def drain(self) -> Awaitable[None]:
         """Wait until everything sent is answered."""
+        ...
 
     def aclose(self) -> Awaitable[None]:
         """Give up connections and tasks.  What was not answered fails with ClientClosed."""
+        ...

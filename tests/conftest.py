@@ -1,4 +1,4 @@
-"""`world`: one store of each kind under the same tests, and what a test must leave behind: nothing."""
+"""`world`: one store of each kind under the same tests; a test must leave nothing behind in it."""
 
 import asyncio
 import os

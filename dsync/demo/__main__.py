@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
             from dsync.demo import verdict
 
             promises = verdict.verify(Path(directory))
-            print(*verdict.lines(promises), sep="\n")
+            print(*verdict.summary(promises), sep="\n")
             return verdict.exit_code(promises)
         case _:
             print(__doc__, file=sys.stderr)

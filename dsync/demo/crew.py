@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from dsync.demo.journal import Journal
@@ -60,18 +59,19 @@ class Crew:
 
     async def stop(self, number: int) -> None:
         """It stands still when this returns."""
-        self._processes[number].send_signal(signal.SIGSTOP)
+        process = self._processes[number]
+        process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(0.05)
+        self._journal.note("stopped", whom=number, pid=process.pid)
 
-    def resume(self, number: int) -> float:
-        at = time.monotonic()
+    def resume(self, number: int) -> None:
+        self._journal.note("continued", whom=number)
         self._processes[number].send_signal(signal.SIGCONT)
-        return at
 
     async def dismiss(self) -> None:
         """Let all finish what they do, and wait until they have."""
         for number in self.living:
-            self.resume(number)
+            self._processes[number].send_signal(signal.SIGCONT)  # we may have been interrupted
             stdin = self._processes[number].stdin
             assert stdin is not None
             stdin.close()

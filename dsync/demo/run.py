@@ -2,27 +2,26 @@
 
 import asyncio
 import contextlib
-import secrets
+import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
 
 import dsync
-from dsync.demo import worker
 from dsync.demo.crew import Crew
-from dsync.demo.journal import DIRECTOR, Event, Journal, Journals
+from dsync.demo.journal import DIRECTOR, Journal, Journals
 from dsync.demo.scene import Scene
 from dsync.demo.upstream import Upstream
 from dsync.demo.view import View, view_for
+from dsync.demo.worker import LEASE, SLOTS, UPSTREAM_CAP
 from dsync.redis import RedisStore
 
 __all__ = ["NoServer", "perform"]
 
 FOR_EVER = 3600.0
-OVERSLEEP = worker.LEASE + 0.3  # seconds a holder is stopped for
-REDRAW = 0.2
+PATIENCE = 10.0  # seconds to wait for what should happen at once
+REDRAW = 0.2  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,73 +29,138 @@ class NoServer(Exception):
     """The server of a URL cannot be used; the text says why."""
 
 
-class Interrupted(Exception):
-    """Somebody pressed Ctrl-C."""
-
-
 async def perform(
     directory: Path, url: str, own: bool, workers: int, seconds: float, plain: bool
 ) -> bool:
-    """Run the demo; its evidence is in the directory then.  -> whether it came to its end."""
+    """Run the demo; its evidence is in the directory then.  -> whether it came to its end.
+
+    Raises:
+        NoServer: nothing was begun.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        client = await _checked_client(url, stack)
+        client = await stack.enter_async_context(await _reached(url))
         journal = Journal(directory, DIRECTOR)
         stack.callback(journal.close)
         journal.note(
             "set up", workers=workers, own=own,
-            lease=worker.LEASE, slots=worker.SLOTS, cap=worker.UPSTREAM_CAP,
+            lease=LEASE, slots=SLOTS, cap=UPSTREAM_CAP,
         )  # fmt: skip
         upstream = await stack.enter_async_context(Upstream(directory / "upstream"))
         before = await _commands(client)
         crew = Crew(directory, url, client.namespace, journal)
-        title = (
-            f"dsync demo: {workers} processes on "
-            f"{'an embedded Valkey' if own else 'your server'}, leases of {worker.LEASE:g} s."
-        )
-        play = Play(crew, journal, Journals(directory), workers, seconds)
+        play = Play(crew, Journals(directory), workers, seconds)
+        where = "an embedded Valkey" if own else "your server"
+        title = f"dsync demo: {workers} processes on {where}, leases of {LEASE:g} s."
         try:
             with view_for(play.scene, title, seconds, plain) as view:
-                return await play.perform(view)
+                return await play.shown(view)
         finally:
             await crew.dismiss()
             after = await _commands(client)
             commands = None if before is None or after is None else after - before
-            journal.note(
-                "summed up", most=upstream.most, calls=upstream.calls, commands=commands
-            )
+            journal.note("summed up", most=upstream.most, calls=upstream.calls, commands=commands)
 
 
 class Play:
     """The scenes, in order."""
 
-    def __init__(
-        self, crew: Crew, journal: Journal, journals: Journals, workers: int, seconds: float
-    ) -> None:
+    def __init__(self, crew: Crew, journals: Journals, workers: int, seconds: float) -> None:
         self.scene = Scene()
         self._crew = crew
-        self._journal = journal
         self._journals = journals
         self._workers = workers
         self._seconds = seconds
 
-    async def perform(self, view: View) -> bool:
-        """-> False if it was interrupted."""
-        play = asyncio.ensure_future(self._scenes())
+    async def shown(self, view: View) -> bool:
+        """Perform it before our eyes.  -> False if Ctrl-C ended it."""
+        play = asyncio.ensure_future(self._perform())
+        for number in SIGNALS:  # for good: a second Ctrl-C must not keep us from tidying up
+            asyncio.get_running_loop().add_signal_handler(number, play.cancel)
+        while not play.done():
+            self._look()
+            view.show()
+            await asyncio.wait([play], timeout=REDRAW)
+        if play.cancelled():
+            return False
+        play.result()
+        return True
+
+    async def _perform(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, play.cancel)
+        started = loop.time()
+        for _ in range(self._workers):
+            await self._crew.add()
+        if not await self._comes_true(lambda: len(self.scene.workers) >= self._workers):
+            return  # the summary says why
+        await asyncio.sleep(started + self._seconds * 0.2 - loop.time())
+        await self._kill_a_holder()
+        await asyncio.sleep(started + self._seconds * 0.6 - loop.time())
+        await self._stop_a_holder()
+        await asyncio.sleep(started + self._seconds - loop.time())
+
+    async def _kill_a_holder(self) -> None:
+        victim = self._crew.living[len(self._crew.living) // 2]
+        if await self._lingers(victim, FOR_EVER):
+            await self._crew.kill(victim)
+            await self._crew.add()
+            await self._comes_true(lambda: self.scene.handed_over)
+
+    async def _stop_a_holder(self) -> None:
+        """Make it oversleep: when it runs again, its lease is over and so is its computing."""
+        victim = self._crew.living[0]
+        while await self._lingers(victim, LEASE * 0.7):
+            await self._crew.stop(victim)
+            self._look()
+            overslept = victim in self.scene.holders  # else it was through before we stopped it
+            if overslept:
+                await asyncio.sleep(LEASE + 0.2)
+            self._crew.resume(victim)
+            if overslept:
+                await self._comes_true(lambda: victim not in self.scene.holders)
+                return
+
+    async def _lingers(self, number: int, seconds: float) -> bool:
+        """Have a worker take so long over the ledger; True once it does."""
+        self.scene.lingerer = None
+        self._crew.order_to_linger(number, seconds)
+        return await self._comes_true(lambda: self.scene.lingerer == number)
+
+    async def _comes_true(self, condition: Callable[[], bool]) -> bool:
         try:
-            while not play.done():
-                self.look()
-                view.show()
-                await asyncio.wait([play], timeout=REDRAW)
-            self.look()
-            if play.cancelled():
-                return False
-            play.result()
-            return True
-        finally:
-            play.cancel()
-            # From here on a second Ctrl-C
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+            async with asyncio.timeout(PATIENCE):
+                while not condition():
+                    await asyncio.sleep(0.01)
+                    self._look()
+        except TimeoutError:
+            return False
+        return True
+
+    def _look(self) -> None:
+        for event in self._journals.news():
+            self.scene.apply(event)
+
+
+async def _reached(url: str) -> dsync.Client:
+    """A client of that server, in a namespace that nobody else uses."""
+    try:
+        client = dsync.connect(url, namespace=f"demo-{token_hex(6)}", outage_timeout=3)
+    except (ValueError, TypeError) as error:
+        raise NoServer(str(error)) from error
+    try:
+        return await client
+    except dsync.DsyncError as error:
+        await client.aclose()
+        raise NoServer(str(error)) from error
+
+
+async def _commands(client: dsync.Client) -> int | None:
+    """How many transitions the server has carried out, for anybody; None if it does not say."""
+    store = client.store
+    if not isinstance(store, RedisStore):
+        return None
+    try:
+        statistics = await store.ask("INFO", "commandstats")
+    except dsync.DsyncError:
+        return None
+    text = statistics.decode() if isinstance(statistics, bytes) else str(statistics)
+    return sum(int(calls) for calls in re.findall(r"cmdstat_eval(?:sha)?:calls=(\d+)", text))

@@ -26,12 +26,15 @@ class Scene:
     def __init__(self) -> None:
         self.workers: dict[int, Sight] = {}
         self.story: list[tuple[float, str]] = []  # when, what
-        self.updates = 0  # of the ledger
         # Of those who hold the ledger: worker -> the hold, and since when.
         self.holders: dict[int, Event] = {}
-        self.lingers: Event | None = None
-        self._watched = 0  # whose next hold of the ledger is worth telling
-        self._killed: Event | None = None
+        self.lingerer: int | None = None  # who has begun what was ordered
+        self._killed: Event | None = None  # until the lock has passed on
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the lock of the killed worker has come to another."""
+        return self._killed is None
 
     def apply(self, event: Event) -> None:
         if event.worker == DIRECTOR:
@@ -55,18 +58,15 @@ class Scene:
             if event.of == "ledger":
                 self.holders.pop(event.worker, None)
         if event.what == "lost" and event.of == "ledger":
-            self._tell(event, f"worker {event.worker} got LeaseLost, and did not write")
+            self._tell(event, f"worker {event.worker} left as LeaseLost")
         elif event.what == "lingers":
-            self.lingers = event
-        elif event.what == "written":
-            self.updates += 1
+            self.lingerer = event.worker
 
     def _entered(self, event: Event) -> None:
         self.holders[event.worker] = event
-        killed = self._killed
-        if killed is not None:
+        if self._killed is not None and event.at > self._killed.at:
+            waited = event.at - self._killed.at
             self._killed = None
-            waited = event.at - killed.at
             self._tell(event, f"worker {event.worker} has the lock, {waited:.2f} s after the kill")
 
     def _directed(self, event: Event) -> None:

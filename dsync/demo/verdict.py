@@ -12,7 +12,7 @@ from typing import Any
 from dsync.demo.journal import DIRECTOR, Event, Journals
 from dsync.demo.ledger import Ledger
 
-__all__ = ["Promise", "exit_code", "lines", "verify"]
+__all__ = ["Promise", "exit_code", "summary", "verify"]
 
 SLACK = 0.5  # seconds that a hand-over may take beyond the lease
 COMMANDS = 3.0  # a hold takes one to acquire and one to release; the rest is renewing and waiting
@@ -59,7 +59,6 @@ class Story:
         self.director: dict[str, Event] = {}  # what it did once
         self.ended: dict[int, Event] = {}  # worker -> how
         self.failed: dict[int, Event] = {}
-        self.stops: list[tuple[int, float, float]] = []  # worker, from, to
         self.holds: dict[str, list[Hold]] = defaultdict(list)  # of what -> in order of entering
         self._read(sorted(events, key=lambda event: event.at))
         for hold in [hold for holds in self.holds.values() for hold in holds]:
@@ -249,7 +248,7 @@ def _kept(evidence: Sequence[object], kept: bool) -> bool | None:
 WORDS = {True: "ok", False: "BROKEN", None: "NOT SEEN"}
 
 
-def lines(promises: list[Promise]) -> list[str]:
+def summary(promises: list[Promise]) -> list[str]:
     """The summary: a line for each promise."""
     width = max(len(promise.text) for promise in promises)
     return [f"{WORDS[p.kept]:<8}  {p.text:<{width}}  {p.measured}" for p in promises]

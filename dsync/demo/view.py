@@ -109,8 +109,7 @@ class Live:
         passed = min(time.monotonic() - self._started, self._seconds)
         head = Text(f"{self._title}  {passed:.0f} of {self._seconds:g} s", style="bold")
         story = [
-            Text(f"{at - self._started:5.1f} s  {what}")
-            for at, what in self._scene.story[-TOLD:]
+            Text(f"{at - self._started:5.1f} s  {what}") for at, what in self._scene.story[-TOLD:]
         ]
         return Group(head, self._table(), *story)
 

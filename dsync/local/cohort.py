@@ -42,9 +42,9 @@ class LocalCohort(Line):
             waiter.future.set_result(self._lease())
 
     def _woken(self, waiter: Waiter) -> None:
-        if waiter.future.done() and not waiter.future.cancelled():
-            if waiter.future.exception() is None:
-                self._waking -= 1
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self._waking -= 1
         self._serve()
 
     def _lease(self) -> Lease:
@@ -101,8 +101,9 @@ class LocalCohort(Line):
     async def answer(self, transition: str, **args: Arg) -> list[Any]:
         return self._tell(transition, **args)
 
-    def _tell(self, transition: str, wanted: int = 0, token: str = "") -> list[Any]:
+    def _tell(self, transition: str, **args: Arg) -> list[Any]:
         if transition == "permit_resize":
+            wanted = int(args["wanted"])
             self.value += wanted - self.limit
             self.limit = wanted
             self._serve()

@@ -1,4 +1,4 @@
-"""The transitions of Lock, Semaphore and BoundedSemaphore in this process: the twins of lua/permit_*.
+"""The transitions of Lock, Semaphore and BoundedSemaphore in this process: twins of lua/permit_*.
 
 Each does what the script of its name does, in the same order, and returns the same reply; the
 scripts' headers say what that is.  The model tests hold the two against each other.

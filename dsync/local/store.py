@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, MutableMapping
+from typing import ClassVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from dsync.local.permits import TRANSITIONS, Permits
@@ -11,6 +12,7 @@ from dsync.store import Arg, Call, Done, Inbox
 
 __all__ = ["Memory", "MemoryStore"]
 
+Spaces = MutableMapping[str, "Memory"]
 _WALL = time.time() - time.monotonic()
 
 
@@ -22,9 +24,7 @@ class Memory:
     """What clients of one `memory://` URL share: records, and an inbox for each client."""
 
     # One for each event loop and name: nothing here is safe to use from two threads.
-    _shared: "WeakKeyDictionary[asyncio.AbstractEventLoop, MutableMapping[str, Memory]]" = (
-        WeakKeyDictionary()
-    )
+    _shared: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, Spaces]"] = WeakKeyDictionary()
 
     def __init__(self, clock: Callable[[], int] = _microseconds) -> None:
         self.clock = clock  # µs, the server's time

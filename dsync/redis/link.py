@@ -30,14 +30,18 @@ class Refusal(Exception):
 # The server cannot right now.  Asked again until `outage_timeout`, which is safe: transitions are
 # idempotent by token.
 TRANSIENT = frozenset(
-    "LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN BUSY OOM MISCONF NOREPLICAS".split()
+    {
+        *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
+        *("BUSY", "OOM", "MISCONF", "NOREPLICAS"),
+    }
 )
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 1.0
 
 
 def backoff(attempt: int) -> float:
     """Seconds before the next attempt: doubling, with jitter so that a fleet does not beat time."""
-    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
+    doubled = FIRST_BACKOFF * float(2 ** min(attempt, 10))
+    return min(LONGEST_BACKOFF, doubled) * random.uniform(0.5, 1.0)
 
 
 class Link:
@@ -134,6 +138,7 @@ class Link:
             self._drained.clear()
 
     def _refused(self, call: Call, refusal: Refusal) -> None:
+        call.attempts -= 1  # this one certainly did nothing
         if refusal.code == "NOSCRIPT":
             # This one command again, with the text.  Those behind it have overtaken it, which is
             # harmless: a token that was left in the meantime is refused.

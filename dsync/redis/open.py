@@ -38,7 +38,7 @@ def route_for(url: str | None, client: Any, client_name: str, timeout: float) ->
 
 
 def _route_of(client: Any, client_name: str, timeout: float) -> Route:
-    pool = getattr(client, "connection_pool", None)
+    pool: Any = getattr(client, "connection_pool", None)
     connection_class = getattr(pool, "connection_class", None)
     if connection_class is None or not hasattr(connection_class, "connect"):
         raise TypeError(f"redis must be a redis.asyncio.Redis, got {type(client).__name__}")

@@ -1,6 +1,7 @@
 """What a Lock promises, on every store."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -238,7 +239,7 @@ async def test_fences_grow_over_processes_and_tasks(world: World) -> None:
 
     await asyncio.gather(*(work(clients[i % 2], i == 5) for i in range(6)))
     assert len(fences) == 240
-    assert all(a < b for a, b in zip(fences, fences[1:], strict=False))
+    assert all(a < b for a, b in pairwise(fences))
 
 
 async def test_the_fence_can_be_read_while_the_lock_is_held_only(world: World) -> None:

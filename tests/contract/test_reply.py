@@ -1,0 +1,96 @@
+"""Call it as asyncio; await the result to hear the store's answer."""
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+import dsync
+from tests.conftest import World, settled
+
+
+async def test_a_write_may_be_awaited_twice_and_by_several(world: World) -> None:
+    lock = world.client().lock("x")
+    await lock.acquire()
+    reply = lock.release()
+    await asyncio.gather(wait_for(reply), wait_for(reply), wait_for(reply))
+    await reply
+
+
+async def wait_for(reply: dsync.Reply[None]) -> None:
+    await reply
+
+
+async def test_a_cancelled_await_cancels_the_waiting_and_not_the_release(world: World) -> None:
+    one, two = world.client().lock("x"), world.client().lock("x")
+    await one.acquire()
+    reply = one.release()
+    task = asyncio.create_task(wait_for(reply))
+    task.cancel()
+    await asyncio.wait([task])
+    await reply
+    assert await two.try_acquire()
+    await two.release()
+
+
+async def test_a_failed_write_that_nobody_awaited_is_reported(world: World) -> None:
+    heard: list[BaseException] = []
+    client = world.client(on_error=heard.append)
+    lock = client.lock("x", on_lost="flag")
+    await lock.acquire()
+    await world.expire("lock", "x")
+    await world.clients[0].lock("warm up").info()
+    other = world.client().lock("x")
+    await other.acquire(timeout=5)
+    lock.release()
+    await settled(lambda: gc.collect() >= 0 and bool(heard))
+    assert isinstance(heard[0], dsync.LeaseLost)
+    await other.release()
+
+
+async def test_a_failed_write_that_somebody_awaited_is_raised_there(world: World) -> None:
+    lock = world.client().lock("x", on_lost="flag")
+    await lock.acquire()
+    await world.expire("lock", "x")
+    other = world.client().lock("x")
+    await other.acquire(timeout=5)
+    with pytest.raises(dsync.LeaseLost):
+        await lock.release()
+    assert await other.locked() is True
+    await other.release()
+
+
+async def test_a_failing_hook_is_logged_and_harmless(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, logger="dsync")
+
+    def hook(lease: dsync.Lease) -> None:
+        raise ZeroDivisionError
+
+    client = world.client(on_lost=hook)
+    with pytest.raises(dsync.LeaseLost):
+        async with client.lock("x", lease=0.2, renew=False):
+            await asyncio.sleep(30)
+    assert "the on_lost hook failed" in caplog.text
+
+
+async def test_a_read_has_a_truth_value_and_asks_only_when_awaited(world: World) -> None:
+    one, two = world.client().lock("x"), world.client().lock("x")
+    await one.acquire()
+    reply = two.locked()
+    assert not reply  # this process knows of nobody
+    assert await reply is True
+    assert repr(one.locked()) == "<dsync.Reply [True, pending]>"
+    await one.release()
+
+
+async def test_closing_confirms_what_was_sent(world: World) -> None:
+    one, two = world.client(), world.client().lock("x")
+    lock = one.lock("x")
+    await lock.acquire()
+    lock.release()
+    await one.aclose()
+    assert await two.try_acquire()
+    await two.release()

@@ -1,0 +1,221 @@
+"""A TCP proxy on loopback that delays, holds back, cuts and loses what passes through it.
+
+    async with Proxy.to("redis://127.0.0.1:6379/0") as proxy:
+        client = dsync.connect(proxy.url)
+        proxy.delay = 0.02
+        proxy.black_hole()
+        proxy.heal()
+
+What a black hole takes is not dropped but held back until `heal()`, in order: so TCP does it, and
+so commands sent before a partition reach the server after it.
+"""
+
+import asyncio
+import random
+import socket
+import struct
+from types import TracebackType
+from typing import Literal, Self, cast
+from urllib.parse import urlsplit
+
+__all__ = ["Proxy"]
+
+Way = Literal["requests", "replies"]
+BOTH: tuple[Way, Way] = ("requests", "replies")
+
+
+class Proxy:
+    """Forwards connections to one server, as well or as badly as it is told to.
+
+    Attributes:
+        url: where clients connect.
+        delay: seconds that everything takes each way; what is under way keeps the old one.
+        jitter: seconds, at most so much is added at random; the order stays.
+        connections: how many were made so far.
+    """
+
+    def __init__(self, host: str, port: int, path: str = "") -> None:
+        self.url = ""
+        self.delay = 0.0
+        self.jitter = 0.0
+        self.connections = 0
+        self._target = (host, port)
+        self._path = path
+        self._pairs: set[_Pair] = set()
+        self._holding: set[Way] = set()
+        self._trap: _Trap | None = None
+        self._server: asyncio.Server | None = None
+
+    @classmethod
+    def to(cls, url: str) -> "Proxy":
+        """A proxy to the server of this `redis://` URL."""
+        parts = urlsplit(url)
+        return cls(parts.hostname or "127.0.0.1", parts.port or 6379, parts.path)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Pair(self).client, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{port}{self._path}"
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.reset()
+        await asyncio.sleep(0)  # transports close their sockets on the next tick
+        await self._server.wait_closed()
+
+    def black_hole(self, *ways: Way) -> None:
+        """From now on nothing arrives, and nobody is told; both ways, or the one given."""
+        self._holding.update(ways or BOTH)
+
+    def heal(self) -> None:
+        """What was held back arrives now, and all goes on."""
+        self._holding.clear()
+        for pair in list(self._pairs):
+            for lane in (pair.requests, pair.replies):
+                lane.catch_up()
+
+    def cut(self) -> None:
+        """Close every connection, both ends."""
+        for pair in list(self._pairs):
+            pair.close()
+
+    def reset(self) -> None:
+        """End every connection with a TCP reset, both ends."""
+        for pair in list(self._pairs):
+            pair.close(reset=True)
+
+    def swallow_replies_then_cut(self, request: bytes = b"") -> "asyncio.Future[None]":
+        """Forward the next request (that contains `request`), lose its reply, then cut.
+
+        The connection is cut when the server has answered.  Returns a future of that moment.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._trap = _Trap(request, done)
+        return done
+
+
+class _Trap:
+    """A request to wait for, and then the connection on which its reply is to be lost."""
+
+    def __init__(self, request: bytes, done: "asyncio.Future[None]") -> None:
+        self.request = request
+        self.done = done
+        self.pair: _Pair | None = None
+
+
+class _Pair:
+    """A connection of a client and the one to the server that stands behind it."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.requests = _Lane(self, "requests")
+        self.replies = _Lane(self, "replies")
+        self.client = _End(self.requests)
+        self.server = _End(self.replies)
+        self.requests.sink, self.replies.sink = self.server, self.client
+        self._dialling: asyncio.Task[None] | None = None
+
+    def opened(self) -> None:
+        self.proxy.connections += 1
+        self.proxy._pairs.add(self)
+        self._dialling = asyncio.get_running_loop().create_task(self._dial())
+
+    async def _dial(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: self.server, *self.proxy._target
+            )
+        except OSError:
+            self.close(reset=True)  # as the server itself would refuse
+        else:
+            self.requests.catch_up()
+
+    def close(self, reset: bool = False) -> None:
+        self.proxy._pairs.discard(self)
+        for end in (self.client, self.server):
+            end.close(reset)
+
+
+class _Lane:
+    """One way through the proxy: what arrives at one end leaves at `sink`, in order."""
+
+    sink: "_End"
+
+    def __init__(self, pair: _Pair, way: Way) -> None:
+        self.pair = pair
+        self.way = way
+        self._due = 0.0  # when what came last leaves
+        self._held: list[bytes | None] = []  # None: the end
+
+    def arrived(self, data: bytes | None) -> None:
+        proxy = self.pair.proxy
+        trap = proxy._trap
+        if trap is not None and data is not None:
+            if self.way == "requests" and trap.pair is None and trap.request in data:
+                trap.pair = self.pair
+            elif self.way == "replies" and trap.pair is self.pair:
+                proxy._trap = None
+                self.pair.close()
+                trap.done.set_result(None)
+                return
+        loop = asyncio.get_running_loop()
+        delay = proxy.delay + proxy.jitter * random.random()
+        if delay or self._due > loop.time():
+            self._due = max(self._due, loop.time() + delay)
+            loop.call_at(self._due, self._leave, data)
+        else:
+            self._leave(data)
+
+    def _leave(self, data: bytes | None) -> None:
+        if self._held or self.way in self.pair.proxy._holding or self.sink.transport is None:
+            self._held.append(data)
+        elif data is None:
+            self.pair.close()
+        else:
+            self.sink.transport.write(data)
+
+    def catch_up(self) -> None:
+        held, self._held = self._held, []
+        for data in held:
+            self._leave(data)
+
+
+class _End(asyncio.Protocol):
+    """The proxy's end of one connection."""
+
+    def __init__(self, lane: _Lane) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._lane = lane
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        pair = self._lane.pair
+        if self is pair.client:
+            pair.opened()
+        elif pair not in pair.proxy._pairs:
+            self.close(reset=True)  # cut while we dialled
+
+    def data_received(self, data: bytes) -> None:
+        self._lane.arrived(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lane.arrived(None)
+
+    def close(self, reset: bool) -> None:
+        if self.transport is None:
+            return
+        if reset:
+            sock = self.transport.get_extra_info("socket")
+            if sock is not None and sock.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+        else:
+            self.transport.close()

@@ -1,0 +1,205 @@
+"""Worker processes that hold a lock or a semaphore and write down what they did, and when.
+
+    python tests/fault/workers.py URL NAMESPACE LOG [options]
+
+One line of JSON for each event goes to LOG: what, t (time.monotonic(), the same clock in every
+process of a machine), pid, and the fence where there is one:
+
+    waiting   before the acquire         held      the body begins
+    step      the body goes on           leaving   the body's last line
+    told      the on_lost hook           lost      LeaseLost has left the body
+    failed    anything else has          done      the process is about to end
+
+SIGTERM ends the body, and so the work.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import dsync
+
+__all__ = ["Log", "Worker", "Workers"]
+
+Event = dict[str, Any]
+
+
+class Log:
+    """A file to which several processes append events."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0
+        self._events: list[Event] = []
+
+    def write(self, what: str, **more: Any) -> None:
+        event = {"what": what, "t": time.monotonic(), "pid": os.getpid(), **more}
+        with self.path.open("ab", buffering=0) as file:
+            file.write(json.dumps(event).encode() + b"\n")  # one write: lines do not mix
+
+    def events(self, what: str | None = None, pid: int | None = None) -> list[Event]:
+        """What was written so far, in the order of time."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read += len(line)
+                    self._events.append(json.loads(line))
+            self._events.sort(key=lambda event: event["t"])
+        return [
+            event
+            for event in self._events
+            if what in (None, event["what"]) and pid in (None, event["pid"])
+        ]
+
+    def holds(self) -> list[tuple[float, float, Event]]:
+        """Each hold: when the body began, when it ended (inf: it did not), and its first event."""
+        found = []
+        for held in self.events("held"):
+            ends = [
+                event["t"]
+                for event in self.events(pid=held["pid"])
+                if event["t"] > held["t"] and event["what"] in ("leaving", "lost", "failed")
+            ]
+            found.append((held["t"], min(ends, default=float("inf")), held))
+        return found
+
+
+class Worker:
+    """One worker process; events of it alone in `events()`."""
+
+    def __init__(self, log: Log, arguments: list[str]) -> None:
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the tests, which reap it
+        )
+        self.pid = self.process.pid
+
+    def events(self, what: str | None = None) -> list[Event]:
+        return self.log.events(what, self.pid)
+
+    def did(self, what: str) -> bool:
+        return bool(self.events(what))
+
+    def signal(self, number: int) -> float:
+        """Send a signal; -> when."""
+        self.process.send_signal(number)
+        return time.monotonic()
+
+    def reap(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+
+
+class Workers:
+    """The workers of one test, on one log; none of them outlives it."""
+
+    def __init__(self, url: str, namespace: str, path: Path) -> None:
+        self.log = Log(path)
+        self.all: list[Worker] = []
+        self._common = [url, namespace, str(path)]
+
+    def spawn(self, *options: str) -> Worker:
+        worker = Worker(self.log, [*self._common, *options])
+        self.all.append(worker)
+        return worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self.all:
+            worker.reap()
+
+
+# -- what a worker does --------------------------------------------------------------------------
+
+
+async def count(path: Path) -> None:
+    """Add one to the number in a file, in a way that only exclusion makes right."""
+    number = int(path.read_text())
+    await asyncio.sleep(0.001)
+    path.write_text(str(number + 1))
+
+
+async def body(args: argparse.Namespace, log: Log, ended: asyncio.Event) -> None:
+    if args.count:
+        await count(Path(args.count))
+    elif args.read:  # a step for each line of stdin
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+        while await reader.readline():
+            log.write("step")
+    elif args.rounds == 0:
+        while not ended.is_set():
+            await asyncio.sleep(args.step)
+            log.write("step")
+    else:
+        await asyncio.sleep(args.step)
+
+
+async def work(args: argparse.Namespace) -> None:
+    log = Log(Path(args.log))
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with dsync.connect(
+        args.url, namespace=args.namespace, on_lost=lambda lease: log.write("told")
+    ) as client:
+        thing: dsync.Lock | dsync.Semaphore
+        if args.permits:
+            thing = client.semaphore(args.name, args.permits, lease=args.lease, fair=args.fair)
+        else:
+            thing = client.lock(args.name, lease=args.lease, fair=args.fair)
+        for _ in range(args.rounds or 1):
+            log.write("waiting")
+            try:
+                async with thing as lease:
+                    log.write("held", fence=lease.fence)
+                    await body(args, log, ended)
+                    log.write("leaving")
+            except dsync.LeaseLost as exc:
+                log.write("lost", why=str(exc))
+            except Exception as exc:
+                log.write("failed", why=repr(exc))
+        log.write("done")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("namespace")
+    parser.add_argument("log")
+    parser.add_argument("--name", default="x")
+    parser.add_argument("--permits", type=int, default=0, help="a semaphore of so many")
+    parser.add_argument("--lease", type=float, default=1.0)
+    parser.add_argument("--fair", action="store_true")
+    parser.add_argument("--rounds", type=int, default=0, help="0: one, until SIGTERM")
+    parser.add_argument("--step", type=float, default=0.02, help="seconds of a step")
+    parser.add_argument("--count", help="a file with a number to add one to in each round")
+    parser.add_argument("--read", action="store_true", help="step by lines of stdin")
+    asyncio.run(work(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
