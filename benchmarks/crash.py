@@ -27,18 +27,20 @@ async def hold(member: Member, contender: str) -> None:
 
 
 async def slice_of(contender: str, rig: Rig) -> Measured:
-    async with LOCKS[contender](rig.url, rig.namespace, lease=LEASE) as make:
-        async with crew(1, hold, rig, contender) as members:
-            next_one = make("fated")
-            waiting = asyncio.create_task(acquired(next_one.acquire()))
-            await asyncio.sleep(SETTLING)
-            killed = time.monotonic()
-            members.processes[0].kill()
-            await members.processes[0].wait()
-            asked = time.monotonic()
-            left = lease_left(contender, rig)
-            got = await waiting
-            await next_one.release()
+    async with (
+        LOCKS[contender](rig.url, rig.namespace, lease=LEASE) as make,
+        crew(1, hold, rig, contender) as members,
+    ):
+        next_one = make("fated")
+        waiting = asyncio.create_task(acquired(next_one.acquire()))
+        await asyncio.sleep(SETTLING)
+        killed = time.monotonic()
+        members.processes[0].kill()
+        await members.processes[0].wait()
+        asked = time.monotonic()
+        left = lease_left(contender, rig)
+        got = await waiting
+        await next_one.release()
     return {BEYOND: 1000 * (got - asked - left), "ms from the kill": 1000 * (got - killed)}
 
 

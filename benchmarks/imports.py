@@ -12,7 +12,10 @@ from benchmarks.rig import Rig, until
 
 __all__ = ["WORKLOADS"]
 
-REDIS, OURS, BEYOND = "redis.asyncio", "dsync", "dsync, after redis.asyncio"
+REDIS, OURS = "redis.asyncio", "dsync"
+# What the first client for a Redis imports as well.
+STORE = "dsync, dsync.redis"
+BEYOND, STORE_BEYOND = f"{OURS}, after {REDIS}", f"{STORE}, after {REDIS}"
 LEAST = 3  # processes
 
 
@@ -41,9 +44,11 @@ WORKLOADS = (
             REDIS: partial(slice_of, "time", REDIS),
             OURS: partial(slice_of, "time", OURS),
             BEYOND: partial(slice_of, REDIS, OURS),
+            STORE_BEYOND: partial(slice_of, REDIS, STORE),
         },
         (
             Ratio("ms beyond redis.asyncio", value(BEYOND, "ms"), Goal("≤", 30)),
+            Ratio("ms beyond redis.asyncio, with dsync.redis", value(STORE_BEYOND, "ms")),
             Ratio("ms alone", value(OURS, "ms")),
         ),
     ),

@@ -13,45 +13,47 @@ __all__ = ["WORKLOADS"]
 
 TICK = 0.001  # seconds
 LEAST = 1.0  # seconds
+BURST = 500  # acquired at once
 
 
 async def slice_of(leases: int, rig: Rig) -> Measured:
-    """Each lease is renewed once in a window, or about so; what the window costs idle is deducted."""
+    """Three windows: ticking with no leases, only the leases, and both."""
     seconds = max(rig.seconds, LEAST)
     async with dsync.connect(rig.url, namespace=rig.namespace) as client:
-        idle_cpu, idle_stall, _ = await window(seconds)
+        idle, _ = await ticking(seconds)
+        # A third of the lease is one window, so each is renewed once in it, or about so.
         locks = [client.lock(f"kept-{i}", lease=3 * seconds) for i in range(leases)]
-        for i in range(0, leases, 500):
-            await asyncio.gather(*(lock.acquire() for lock in locks[i : i + 500]))
-        sent = rig.commands()
-        cpu, stall, cpu_stall = await window(seconds)
-        sent = rig.commands() - sent
+        for i in range(0, leases, BURST):
+            await asyncio.gather(*(lock.acquire() for lock in locks[i : i + BURST]))
+        sent, cpu = rig.commands(), time.process_time()
+        await asyncio.sleep(seconds)
+        cpu, sent = time.process_time() - cpu, rig.commands() - sent
+        stall, own_stall = await ticking(seconds)
         if not all(lock.lease is not None and lock.lease.held for lock in locks):
             raise RuntimeError("a lease was lost during the measurement")
-        for i in range(0, leases, 500):
-            await asyncio.gather(*(lock.release() for lock in locks[i : i + 500]))
+        for i in range(0, leases, BURST):
+            await asyncio.gather(*(lock.release() for lock in locks[i : i + BURST]))
     return {
-        "µs/renewal": 1e6 * (cpu - idle_cpu) / max(sent, 1),
+        "CPU µs/renewal": 1e6 * cpu / max(sent, 1),
         "renewals/lease": sent / leases,
         "longest stall ms": 1000 * stall,
-        "longest stall, idle ms": 1000 * idle_stall,
-        "longest stall, our CPU ms": 1000 * cpu_stall,
+        "longest stall without leases ms": 1000 * idle,
+        "longest stall by CPU of ours ms": 1000 * own_stall,
     }
 
 
-async def window(seconds: float) -> tuple[float, float, float]:
-    """-> CPU seconds, and by how much a tick was late at most: in all, and by CPU of ours."""
-    stall = cpu_stall = 0.0
-    began = last_cpu = time.process_time()
-    last = time.monotonic()
+async def ticking(seconds: float) -> tuple[float, float]:
+    """-> by how much a tick was late at most, and how much CPU we used between two at most."""
+    stall = own_stall = 0.0
+    last, last_cpu = time.monotonic(), time.process_time()
     end = last + seconds
     while last < end:
         await asyncio.sleep(TICK)
         now, cpu = time.monotonic(), time.process_time()
         stall = max(stall, now - last - TICK)
-        cpu_stall = max(cpu_stall, cpu - last_cpu)
+        own_stall = max(own_stall, cpu - last_cpu)
         last, last_cpu = now, cpu
-    return last_cpu - began, stall, cpu_stall
+    return stall, own_stall
 
 
 def workload(leases: int) -> Workload:
@@ -62,11 +64,11 @@ def workload(leases: int) -> Workload:
         f"the Keeper renews {leases:,} leases while a task ticks every ms",
         contenders,
         (
-            Ratio("CPU µs per renewal", value(who, "µs/renewal"), Goal("≤", None, 15)),
-            Ratio("longest stall of the loop, ms", value(who, "longest stall ms"),
-                  Goal("≤", None, 3)),
+            Ratio("CPU µs per renewal", value(who, "CPU µs/renewal"), Goal("≤", None, 15)),
+            Ratio("longest stall, ms", value(who, "longest stall ms"), Goal("≤", None, 3)),
+            Ratio("the same, by CPU of ours", value(who, "longest stall by CPU of ours ms")),
         ),
-    )  # fmt: skip
+    )
 
 
 WORKLOADS = (workload(1000), workload(10_000))

@@ -8,18 +8,20 @@ from benchmarks.measure import Goal, Results, Spread
 
 __all__ = ["as_json", "as_text"]
 
-DASH = "–"
+DASH = "-"
 Row = tuple[str, ...]
 
 
 def as_text(results: Sequence[Results]) -> str:
     """Two tables: ratios and their goals first, then what they were made of."""
-    ratios: list[Row] = [("workload", "ratio", "median", "min–max", "goal", "met", "later", "met")]
-    absolutes: list[Row] = [("workload", "contender", "quantity", "median", "min–max")]
+    ratios: list[Row] = [("workload", "ratio", "median", "min-max", "goal", "met", "later", "met")]
+    absolutes: list[Row] = [("workload", "contender", "quantity", "median", "min-max")]
     for result in results:
         name = result.workload.name
-        for ratio in result.workload.ratios:
-            ratios.append((name, ratio.what, *_judged(result.ratio(ratio), ratio.goal)))
+        ratios += [
+            (name, ratio.what, *_judged(result.ratio(ratio), ratio.goal))
+            for ratio in result.workload.ratios
+        ]
         for contender in result.workload.contenders:
             found = result.absolute(contender)
             for quantity, spread in found.items():
@@ -62,7 +64,7 @@ def _judged(spread: Spread | None, goal: Goal | None) -> Row:
 def _shown(spread: Spread | None) -> tuple[str, str]:
     if spread is None:
         return DASH, DASH
-    return _number(spread.median), f"{_number(spread.least)}–{_number(spread.most)}"
+    return _number(spread.median), f"{_number(spread.least)}-{_number(spread.most)}"
 
 
 def _number(value: float) -> str:

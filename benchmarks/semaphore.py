@@ -17,7 +17,7 @@ PERMITS, PROCESSES, TASKS = 10, 4, 16
 
 
 async def contend(member: Member, hold: float) -> list[float]:
-    """-> for all tasks together: seconds held inside the window, cycles inside it, cycles in all."""
+    """-> of all tasks: seconds held inside the window, cycles inside it, cycles in all."""
     async with dsync.connect(member.url, namespace=member.namespace) as client:
         semaphore = client.semaphore("permits", PERMITS)
         window = await member.signal()
@@ -59,9 +59,9 @@ def workload(ms: int, goal: float) -> Workload:
     }
     return Workload(
         f"semaphore-{ms}ms",
-        f"{PROCESSES} × {TASKS} tasks hold one of {PERMITS} permits for {ms} ms",
+        f"{TASKS} tasks in each of {PROCESSES} processes share {PERMITS} permits, {ms} ms each",
         contenders,
-        (Ratio("time held ÷ permits × time", value(DSYNC, "used"), Goal("≥", None, goal)),),
+        (Ratio("share of the permits' time in use", value(DSYNC, "used"), Goal("≥", None, goal)),),
     )
 
 

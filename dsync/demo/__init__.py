@@ -1,7 +1,7 @@
 """`dsync demo`: the project's main job on real processes, and a verdict on what they did.
 
-`worker.py` is the part to learn from.  The rest sets the stage (`run`, `crew`, `upstream`, `ledger`),
-shows it (`scene`, `view`), writes everything down (`journal`) and judges it (`verdict`).
+`worker.py` is the part to learn from.  The rest sets the stage (`run`, `crew`, `upstream`,
+`ledger`), shows it (`scene`, `view`), writes it all down (`journal`) and judges it (`verdict`).
 """
 
 import argparse
@@ -42,9 +42,7 @@ def main(args: argparse.Namespace) -> int:
         print("", *summary(promises), sep="\n", flush=True)
         keep = any(promise.kept is False for promise in promises)
         if keep:
-            print(
-                f"\nWhat happened is in {directory}; python -m dsync.demo verify goes through it."
-            )
+            print(f"\nThe evidence: {directory} (python -m dsync.demo verify {directory})")
         return exit_code(promises) if finished or keep else 130
     except (NoServer, ServerError) as error:
         print(f"dsync demo: {error}", file=sys.stderr)

@@ -9,12 +9,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 __all__ = ["DIRECTOR", "Event", "HoldNotes", "Journal", "Journals"]
 
+COMMON = ("at", "worker", "what", "of", "hold")  # what every line has
 DIRECTOR = 0  # who the demo itself is among the workers
 
 
@@ -23,12 +24,12 @@ class Event:
     """Something that happened.
 
     `what` is one of
-        ready, failed                           a worker has begun; has given up
-        entered, left, lost                     a hold: ours; about to be released; taken from us
-        lingers                                 a hold that takes long, as ordered
-        writing, written                        within a hold of the ledger
-        set up, killed, stopped, continued      by the director: its terms; what it did to a worker
-        ended, summed up                        by the director: a worker is gone; figures at the end
+        ready, failed                       a worker has begun; has given up
+        entered, left, lost                 a hold: it is ours; is about to be released; was lost
+        lingers                             a hold that takes long, as ordered
+        writing, written                    within a hold of the ledger
+        set up, killed, stopped, continued  by the director: its terms; what it did to a worker
+        ended, summed up                    by the director: a worker is gone; the last figures
     """
 
     at: float
@@ -36,10 +37,10 @@ class Event:
     what: str
     of: str = ""  # which primitive
     hold: int = 0  # counted by each worker
-    more: dict[str, Any] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
-        return (self.more or {})[key]
+        return self.more[key]
 
 
 class Journal:
@@ -99,5 +100,5 @@ class Journals:
             self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
             for line in whole.splitlines():
                 record = json.loads(line)
-                common = (record.pop(key) for key in ("at", "worker", "what", "of", "hold"))
-                yield Event(*common, more=record)
+                at, worker, what, of, hold = (record.pop(key) for key in COMMON)
+                yield Event(at, worker, what, of, hold, record)

@@ -1,4 +1,4 @@
-"""The file that all workers write to.  It knows nothing of locks: two writers at once lose updates."""
+"""The file that all workers write to.  It knows no lock: two writers at once lose updates."""
 
 import os
 from pathlib import Path

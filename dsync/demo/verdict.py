@@ -20,7 +20,7 @@ COMMANDS = 3.0  # a hold takes one to acquire and one to release; the rest is re
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A promise, what was measured, and whether it was kept; None: nothing has put it to the test."""
+    """A promise, what was measured, and whether it was kept; None: nothing put it to the test."""
 
     text: str
     measured: str
@@ -107,7 +107,7 @@ def verify(directory: Path) -> list[Promise]:
     """Go through everything that a run has left in its directory."""
     story = Story(Journals(directory).news())
     set_up = story.happened("set up")
-    terms: dict[str, Any] = (set_up.more if set_up else None) or {}
+    terms: dict[str, Any] = set_up.more if set_up else {}
     ledger = Ledger(directory / "ledger").read()
     return list(_promises(story, terms, ledger))
 
@@ -190,7 +190,7 @@ def _hand_over(story: Story, holds: list[Hold], lease: float) -> Promise:
 
 
 def _stopped(story: Story, holds: list[Hold]) -> Promise:
-    text = "a holder that overslept does not write on"
+    text = "an overslept holder does not write on"
     stopped, continued = story.happened("stopped"), story.happened("continued")
     if stopped is None or continued is None:
         return Promise(text, "nobody was stopped", None)

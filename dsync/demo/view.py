@@ -4,7 +4,7 @@ import importlib.util
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from dsync.demo.scene import KINDS, Scene
 
@@ -95,9 +95,14 @@ class Live:
         self._live.__enter__()
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.show()
-        self._live.__exit__(*exc_info)
+        self._live.__exit__(exc_type, exc, traceback)
 
     def show(self) -> None:
         self._live.update(self._drawn(), refresh=True)

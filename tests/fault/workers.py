@@ -1,6 +1,6 @@
 """Worker processes that hold a lock or a semaphore and write down what they did, and when.
 
-    python tests/fault/workers.py URL NAMESPACE LOG [options]
+    python -m tests.fault.workers URL NAMESPACE LOG [options]
 
 One line of JSON for each event goes to LOG: what, t (time.monotonic(), the same clock in every
 process of a machine), pid, and the fence where there is one:
@@ -30,6 +30,7 @@ import dsync
 __all__ = ["Log", "Worker", "Workers"]
 
 Event = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 
 
 class Log:
@@ -81,7 +82,8 @@ class Worker:
     def __init__(self, log: Log, arguments: list[str]) -> None:
         self.log = log
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
+            [sys.executable, "-m", "tests.fault.workers", *arguments],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the tests, which reap it
         )
