@@ -10,13 +10,13 @@ import redis.asyncio
 import dsync
 from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, raw_link
 
-__all__ = ["BEST_PEER", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "Lock", "Make"]
+__all__ = ["DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make"]
 
 DSYNC = "dsync"
 FAIR = "dsync fair=True"
 FLOOR = "floor: SET NX PX + compare-and-delete"
 PEER = "redis.asyncio.Lock"
-BEST_PEER = "redis.asyncio.Lock sleep=0.01"
+QUICK_PEER = "redis.asyncio.Lock sleep=0.01"
 
 
 class Lock(Protocol):
@@ -66,5 +66,5 @@ LOCKS: Mapping[str, Callable[..., Opened]] = {
     FAIR: partial(_dsync, fair=True),
     FLOOR: _raw,
     PEER: _redis_py,
-    BEST_PEER: partial(_redis_py, sleep=0.01),
+    QUICK_PEER: partial(_redis_py, sleep=0.01),
 }

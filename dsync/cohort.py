@@ -64,6 +64,8 @@ class Cohort(Line):
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
         self.requests: dict[str, Request] = {}
+        # Those of them that stand for whoever is next here.
+        self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
@@ -109,7 +111,8 @@ class Cohort(Line):
             hold.fence += 1
             hold.terms = waiter.terms
             self._grant(hold, waiter)
-            if hold.last_fence - hold.fence == PASSES // 2 and not hold.renewing:
+            half_used = hold.last_fence - hold.fence == PASSES // 2
+            if half_used and self._contended is None and not hold.renewing:
                 self.renew(hold, self.block)
             return DONE
         self._drop(hold)
@@ -143,7 +146,7 @@ class Cohort(Line):
             failed = isinstance(call.reply, BaseException)
             reply.settle(call.reply if failed else None)
             if not failed:
-                self.learn_limit(call.reply[0])
+                self.learn_limit(call.reply[0], expected=True)
 
         self.ask(
             "permit_add",
@@ -193,17 +196,18 @@ class Cohort(Line):
             # With nothing in hand somebody has to be in the queue, for the limit may grow.
             room = 0 if self.holds else 1
         wanted = min(len(self.waiters), room)
-        if not wanted and not self.requests:
-            return
-        standing = [request for request in self.requests.values() if request.waiter is None]
-        for _ in range(wanted - len(standing)):
-            self._ask(self.waiters[0].terms, None)
-        for request in standing[wanted:]:
-            self._leave(request)
+        for _ in range(wanted - len(self._shared)):
+            if self.waiters:  # a store that answers at once may have served them
+                self._ask(self.waiters[0].terms, None)
+        if len(self._shared) > wanted:
+            for request in list(self._shared.values())[wanted:]:
+                self._leave(request)
 
     def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
         request = Request(self.client.token(), terms, waiter)
         self.requests[request.token] = request
+        if waiter is None:
+            self._shared[request.token] = request
         self.client.homes[request.token] = self
         self._send(request, wait)
         return request
@@ -276,6 +280,7 @@ class Cohort(Line):
     ) -> None:
         """The permit is ours for `length` seconds from `since` on: give it to who is next."""
         del self.requests[request.token]
+        self._shared.pop(request.token, None)
         if since + length - margin(length) <= time.monotonic():
             # The answer took longer than the lease: it is none any more.
             self._release(request.token, TOMBSTONE_MS)
@@ -330,6 +335,7 @@ class Cohort(Line):
 
     def _forget(self, request: Request) -> None:
         self.requests.pop(request.token, None)
+        self._shared.pop(request.token, None)
         self.client.homes.pop(request.token, None)
         if not self.requests and self._timer is not None:
             self._timer.cancel()
@@ -479,18 +485,18 @@ class Cohort(Line):
     # -- what others do ---------------------------------------------------------------------------
 
     def _note_waiting(self, waiting: int) -> None:
-        """So many requests wait in the store, ours among them."""
-        if self.requests:
-            waiting -= sum(r.queued and r.waiter is None for r in self.requests.values())
-        if waiting <= 0:
+        """So many requests wait in the store, our shared ones among them."""
+        if waiting <= len(self._shared):
             self._contended = None
         elif self._contended is None:
             self._contended, self._passes = time.monotonic(), 0
 
-    def learn_limit(self, limit: int) -> None:
+    def learn_limit(self, limit: int, expected: bool = False) -> None:
+        """The store has this limit; `expected`: a call of ours has just made it so."""
         if limit != self.limit:
             grown, self.limit = limit > self.limit, limit
-            self.client.disagreement(self.what, self.declared, limit)
+            if not expected:
+                self.client.disagreement(self.what, self.declared, limit)
             if grown:
                 self._stand()
 

@@ -66,7 +66,7 @@ class Semaphore(Holding):
         """
         wanted = checked_count("value", value)
         limit, _ = await self._cohort.answer("permit_resize", wanted=wanted)
-        self._cohort.learn_limit(limit)
+        self._cohort.learn_limit(limit, expected=True)
 
     async def info(self) -> SemaphoreInfo:
         """The value, who holds permits and who waits, over all processes."""

@@ -40,10 +40,11 @@ def main(args: argparse.Namespace) -> int:
             )
         promises = verify(directory)
         print("", *summary(promises), sep="\n", flush=True)
-        keep = any(promise.kept is False for promise in promises)
+        code = exit_code(promises)
+        keep = code == 1 and (finished or any(promise.kept is False for promise in promises))
         if keep:
             print(f"\nThe evidence: {directory} (python -m dsync.demo verify {directory})")
-        return exit_code(promises) if finished or keep else 130
+        return code if finished or keep else 130
     except (NoServer, ServerError) as error:
         print(f"dsync demo: {error}", file=sys.stderr)
         return 2

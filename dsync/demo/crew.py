@@ -1,6 +1,7 @@
 """The worker processes: started, given orders, killed, stopped, and seen off."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -71,7 +72,9 @@ class Crew:
     async def dismiss(self) -> None:
         """Let all finish what they do, and wait until they have."""
         for number in self.living:
-            self._processes[number].send_signal(signal.SIGCONT)  # we may have been interrupted
+            with contextlib.suppress(ProcessLookupError):
+                # It may stand still: we have been interrupted.
+                self._processes[number].send_signal(signal.SIGCONT)
             stdin = self._processes[number].stdin
             assert stdin is not None
             stdin.close()
@@ -83,7 +86,7 @@ class Crew:
                 self._processes[number].kill()
             await self._see_off(*self._processes)
 
-    def last_words(self, number: int) -> str:
+    def _last_words(self, number: int) -> str:
         """The last line that it wrote to its terminal, had it one."""
         written = self._log(number).read_text(errors="replace").strip()
         return written.rpartition("\n")[2]
@@ -96,4 +99,5 @@ class Crew:
             code = await self._processes[number].wait()
             if number not in self._seen_off:
                 self._seen_off.add(number)
-                self._journal.note("ended", whom=number, code=code)
+                words = self._last_words(number) if code > 0 else ""
+                self._journal.note("ended", whom=number, code=code, words=words)

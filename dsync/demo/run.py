@@ -29,6 +29,10 @@ class NoServer(Exception):
     """The server of a URL cannot be used; the text says why."""
 
 
+class NobodyLeft(Exception):
+    """All workers have ended by themselves."""
+
+
 async def perform(
     directory: Path, url: str, own: bool, workers: int, seconds: float, plain: bool
 ) -> bool:
@@ -50,7 +54,8 @@ async def perform(
         crew = Crew(directory, url, client.namespace, journal)
         play = Play(crew, Journals(directory), workers, seconds)
         where = "an embedded Valkey" if own else "your server"
-        title = f"dsync demo: {workers} processes on {where}, leases of {LEASE:g} s."
+        count = "1 process" if workers == 1 else f"{workers} processes"
+        title = f"dsync demo: {count} on {where}, leases of {LEASE:g} s."
         try:
             with view_for(play.scene, title, seconds, plain) as view:
                 return await play.shown(view)
@@ -82,7 +87,8 @@ class Play:
             await asyncio.wait([play], timeout=REDRAW)
         if play.cancelled():
             return False
-        play.result()
+        with contextlib.suppress(NobodyLeft):  # the summary says why
+            play.result()
         return True
 
     async def _perform(self) -> None:
@@ -90,8 +96,7 @@ class Play:
         started = loop.time()
         for _ in range(self._workers):
             await self._crew.add()
-        if not await self._comes_true(lambda: len(self.scene.workers) >= self._workers):
-            return  # the summary says why
+        await self._comes_true(lambda: len(self.scene.workers) >= self._workers)
         await asyncio.sleep(started + self._seconds * 0.2 - loop.time())
         await self._kill_a_holder()
         await asyncio.sleep(started + self._seconds * 0.6 - loop.time())
@@ -99,7 +104,7 @@ class Play:
         await asyncio.sleep(started + self._seconds - loop.time())
 
     async def _kill_a_holder(self) -> None:
-        victim = self._crew.living[len(self._crew.living) // 2]
+        victim = self._pick(0.5)
         if await self._lingers(victim, FOR_EVER):
             await self._crew.kill(victim)
             await self._crew.add()
@@ -107,7 +112,7 @@ class Play:
 
     async def _stop_a_holder(self) -> None:
         """Make it oversleep: when it runs again, its lease is over and so is its computing."""
-        victim = self._crew.living[0]
+        victim = self._pick(0)
         while await self._lingers(victim, LEASE * 0.7):
             await self._crew.stop(victim)
             self._look()
@@ -119,6 +124,13 @@ class Play:
                 await self._comes_true(lambda: victim not in self.scene.holders)
                 return
 
+    def _pick(self, share: float) -> int:
+        """One of those who live."""
+        living = self._crew.living
+        if not living:
+            raise NobodyLeft
+        return living[int(len(living) * share)]
+
     async def _lingers(self, number: int, seconds: float) -> bool:
         """Have a worker take so long over the ledger; True once it does."""
         self.scene.lingerer = None
@@ -129,6 +141,8 @@ class Play:
         try:
             async with asyncio.timeout(PATIENCE):
                 while not condition():
+                    if not self._crew.living:
+                        raise NobodyLeft
                     await asyncio.sleep(0.01)
                     self._look()
         except TimeoutError:
@@ -146,6 +160,8 @@ async def _reached(url: str) -> dsync.Client:
         client = dsync.connect(url, namespace=f"demo-{token_hex(6)}", outage_timeout=3)
     except (ValueError, TypeError) as error:
         raise NoServer(str(error)) from error
+    if not isinstance(client.store, RedisStore):
+        raise NoServer(f"processes cannot share {url}: it lives in one; use redis://host:6379")
     try:
         return await client
     except dsync.DsyncError as error:

@@ -201,7 +201,7 @@ def _stopped(story: Story, holds: list[Hold]) -> Promise:
         and hold.starts < stopped.at < min(hold.at("left"), hold.at("lost"))
     ]
     if not mine:
-        return Promise(text, f"worker {stopped['worker']} did not hold it", None)
+        return Promise(text, f"worker {stopped['whom']} did not hold it", None)
     hold = mine[-1]
     wrote = stopped.at < hold.at("writing") < math.inf
     if not hold.lost:
@@ -214,17 +214,16 @@ def _stopped(story: Story, holds: list[Hold]) -> Promise:
 
 
 def _commands(story: Story, own: bool) -> Promise:
-    text = f"a hold costs no more than {COMMANDS:g} commands"
     count = sum(len(holds) for holds in story.holds.values())
     summed_up = story.happened("summed up")
     commands = summed_up["commands"] if summed_up else None
-    if commands is None or not count:
-        return Promise(text, "not measured", None)
-    measured = f"{commands / count:.2f}, {count} holds"
-    if own:
-        return Promise(text, measured, commands / count <= COMMANDS)
-    # Others may use that server, too: only our own says something about us.
-    return Promise("commands of the server per hold", measured, True)
+    measured = f"{commands / count:.2f}, {count} holds" if commands and count else "not measured"
+    if summed_up and not own:
+        # Others may use that server, too, and it need not tell us: this says nothing about us.
+        return Promise("commands of the server per hold", measured, True)
+    text = f"a hold costs no more than {COMMANDS:g} commands"
+    kept = commands / count <= COMMANDS if commands and count else None
+    return Promise(text, measured, kept)
 
 
 def _endings(story: Story, workers: int) -> Promise:
@@ -235,7 +234,8 @@ def _endings(story: Story, workers: int) -> Promise:
     bad = [n for n, end in story.ended.items() if end["code"] != due.get(n, 0)]
     if bad:
         failed = story.failed.get(bad[0])
-        why = failed["why"] if failed else f"exit code {story.ended[bad[0]]['code']}"
+        end = story.ended[bad[0]]
+        why = failed["why"] if failed else end["words"] or f"exit code {end['code']}"
         return Promise(text, f"worker {bad[0]}: {why}", False)
     measured = f"{len(story.ended)} ended" + (", 1 of them killed" if killed else "")
     return Promise(text, measured, None if len(story.ended) < max(workers, 1) else True)

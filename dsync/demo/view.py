@@ -119,16 +119,17 @@ class Live:
         return Group(head, self._table(), *story)
 
     def _table(self) -> "RenderableType":
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(expand=False)
+        table = Table(box=SIMPLE_HEAD, show_edge=False)
         table.add_column("worker", justify="right")
-        table.add_column("pid", justify="right")
+        table.add_column("pid", justify="right", min_width=7)
         for kind in KINDS:
-            table.add_column(kind, width=15)
+            table.add_column(f"{'':<5}{kind:>8}", width=13, no_wrap=True)
         table.add_column("state", width=7)
         for number, sight in self._scene.workers.items():
-            cells = (f"{'■' * sight.inside[kind]:<4}{sight.holds[kind]:>6}" for kind in KINDS)
+            cells = (f"{'■' * sight.inside[kind]:<5}{sight.holds[kind]:>8}" for kind in KINDS)
             style = {"killed": "red", "failed": "red", "stopped": "yellow"}.get(sight.state, "")
             table.add_row(str(number), str(sight.pid), *cells, sight.state, style=style)
         return table

@@ -38,6 +38,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until told that it is over; what has begun is brought to an end."""
+        self.journal.note("ready", pid=os.getpid())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.obey())
             for _ in range(2):
@@ -100,7 +101,6 @@ class Worker:
         pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
         )
-        self.journal.note("ready", pid=os.getpid())
         async for order in orders:
             self.linger = float(order)
         self.over = True

@@ -77,7 +77,7 @@ class LocalCohort(Line):
     def describe(self) -> str:
         return f"{self.limit - self.value} of {self.limit} held, {len(self.waiters)} waiting"
 
-    def learn_limit(self, limit: int) -> None:
+    def learn_limit(self, limit: int, expected: bool = False) -> None:
         self.limit = limit
 
     def _join(self, waiter: Waiter) -> None:

@@ -49,9 +49,9 @@ async def test_the_holder_learns_of_the_loss_before_the_server_gives_the_lock_aw
     assert lease is not None
     proxy.black_hole(*ways)
     await asyncio.wait_for(lease.lost.wait(), 2)
-    (ends,) = (
-        await real.admin.zrange(real.key("lock", "x", "holders"), 0, -1, withscores=True)
-    )[0][1:]
+    (ends,) = (await real.admin.zrange(real.key("lock", "x", "holders"), 0, -1, withscores=True))[
+        0
+    ][1:]
     assert await server_ms(real) < ends
     with pytest.raises(dsync.LeaseLost):
         lock.release()
@@ -75,7 +75,7 @@ async def test_a_body_cut_off_from_the_server_is_cancelled_and_another_process_g
     await asyncio.wait_for(other.acquire(), 1)
     assert time.monotonic() > left
     proxy.heal()  # the renewals and the release that were held back arrive now
-    assert await real.clients[0].check()
+    await real.clients[0].check()
     assert other.lease is not None
     assert other.lease.held
     await other.release()
@@ -131,3 +131,18 @@ async def test_a_holder_with_a_long_lease_survives_a_short_outage(
         proxy.heal()
         await settled(lambda: lease.left > left - 0.1, "the lease is renewed again")
         assert lease.held
+
+
+async def test_closing_a_client_that_is_cut_off_takes_no_longer_than_the_outage_timeout(
+    proxy: Proxy, through: Through
+) -> None:
+    client = through(outage_timeout=0.5)
+    lock = client.lock("x", lease=1.0)
+    await lock.acquire()
+    lease = lock.lease
+    assert lease is not None
+    proxy.black_hole()
+    began = time.monotonic()
+    await client.aclose()
+    assert time.monotonic() - began < 0.8
+    assert lease.lost.is_set()

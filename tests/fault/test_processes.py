@@ -2,6 +2,7 @@
 
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ async def test_processes_on_one_lock_never_overlap_and_their_fences_increase(
     assert counter.read_text() == "200"
     holds = workers.log.holds()
     assert len(holds) == 200
-    for (_, end, earlier), (begin, _, later) in zip(holds, holds[1:], strict=False):
+    for (_, end, earlier), (begin, _, later) in pairwise(holds):
         assert end <= begin, f"{earlier} and {later} overlap"
         assert earlier["fence"] < later["fence"]
 

@@ -1,79 +1,18 @@
--- Included after `now`.  Needs `holders`, `waiters`, `alive`, `claim`, `block`, `inbox`, `silence`.
--- Gives grant(), hand_over() and tell().
--- Invariant: state first, message last: a message that fails or gets lost costs a heartbeat.
--- The loops are bounded; whoever asks next carries on.
-local taken = redis.call('ZCARD', holders)
-
-local function process_of(token)
-  return string.match(token, '^(.*)%.')
-end
-
--- Gives `token` a permit for `lease` ms.  Each grant of a lock reserves `block` fences and is
--- numbered by the first: above all earlier ones, also when the record was lost in between.
-local function grant(token, lease)
+-- Included after `now`.  Needs `holders` and `block`; grant().
+--
+-- Gives `token` a permit for `lease` ms.  `ttl`: how long `holders` is kept at least, as it is.
+-- Each grant of a lock reserves `block` fences and is numbered by the first: above all earlier
+-- ones, also when the record was lost in between.
+-- Invariant: what a key holds ends before the key does.
+local function grant(token, lease, ttl)
   redis.call('ZADD', holders, now + lease, token)
-  if redis.call('PTTL', holders) < lease then
+  if ttl < lease then
     redis.call('PEXPIRE', holders, 2 * lease)
   end
   if block > 0 then
     fence = math.max(fence + block, us)
-    write('fence', string.format('%.0f', fence), '@' .. token, now)
+    write('fence', fence, 'since', now)
   else
     write('@' .. token, now)
-  end
-  taken = taken + 1
-end
-
-local function drop_expired()
-  for _, token in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now, 'LIMIT', 0, 100)) do
-    redis.call('ZREM', holders, token)
-    redis.call('HDEL', state, '@' .. token)
-    taken = taken - 1
-  end
-end
-
--- Serves the queue in order while permits are free; `asker`, if it gets its turn, gets a full
--- `lease` and no message.  A waiter silent for too long is dropped.  One that is not listening at
--- the moment is dropped only if it is also late with its heartbeat.  -> true: the asker was served
-local function hand_over(asker, lease)
-  if taken >= limit then drop_expired() end
-  for _ = 1, 1000 do
-    local head = taken < limit and redis.call('ZRANGE', waiters, 0, 0)[1]
-    if not head then return false end
-    if head == asker then
-      grant(head, lease)
-      redis.call('ZREM', waiters, head)
-      return true
-    end
-    local process = process_of(head)
-    local silent = now - (tonumber(redis.call('ZSCORE', alive, process)) or 0)
-    if silent < silence then
-      grant(head, claim)
-      redis.call('ZREM', waiters, head)
-      local listening = redis.pcall('PUBLISH', inbox .. process, 'g ' .. head .. ' '
-        .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
-        .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-      if listening == 0 and silent > silence / 2 then
-        redis.call('ZREM', holders, head)
-        redis.call('HDEL', state, '@' .. head)
-        taken = taken - 1
-      end
-    else
-      redis.call('ZREM', waiters, head)
-    end
-  end
-  return false
-end
-
--- Tells the processes that hold permits how many wait, and the limit.
-local function tell(asker)
-  local told = {[asker] = true}
-  for _, token in ipairs(redis.call('ZRANGE', holders, 0, 31)) do
-    local process = process_of(token)
-    if not told[process] then
-      told[process] = true
-      redis.pcall('PUBLISH', inbox .. process,
-        'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-    end
   end
 end

@@ -13,15 +13,14 @@ local now = math.max(math.floor(us / 1000), tonumber(was[2]) or 0)
 local fence = tonumber(was[3]) or 0
 local extra = tonumber(was[5]) or 0
 local limit = (tonumber(was[4]) or 1) + extra
-local kept = tonumber(was[6]) or 0
 
 -- Writes fields of the record.  The record outlives its last use by 3.5 to 7 days: it holds the
 -- floor of the fences and the limit, nothing that would block anybody.
 local function write(...)
-  redis.call('HSET', state, 'schema', 1, 'clock', now, ...)
-  if now - kept > 302400000 then
-    kept = now
-    redis.call('HSET', state, 'kept', now)
+  redis.call('HSET', state, 'clock', now, ...)
+  if now - (tonumber(was[6]) or 0) > 302400000 then
+    was[6] = now
+    redis.call('HSET', state, 'schema', 1, 'kept', now)
     redis.call('PEXPIRE', state, 604800000)
   end
 end

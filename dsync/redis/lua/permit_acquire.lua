@@ -26,51 +26,57 @@ local silence  = tonumber(ARGV[9])   -- ms after which a silent waiter is taken 
 -- include: now
 -- include: grant
 
-local process = process_of(token)
-
 -- The newest client's declaration is the limit, until resize() pins one.
+local changed = false
 if stamp ~= '0' then
   local mine = tonumber(stamp) or us
   local others = redis.call('HMGET', state, 'stamp', 'pinned')
   if not others[2] and mine > (tonumber(others[1]) or 0) then
-    local before = limit
+    changed = was[4] and limit ~= declared + extra
     limit = declared + extra
-    write('limit', declared, 'stamp', string.format('%.0f', mine))
-    if was[4] and limit ~= before then tell(process) end
+    write('limit', declared, 'stamp', mine)
   end
 end
 
-if taken > 0 or limit < 1 or redis.call('EXISTS', waiters, left) > 0 then
-  local ends = tonumber(redis.call('ZSCORE', holders, token))
-  if ends and ends > now then
-    if now + lease > ends then
-      redis.call('ZADD', holders, now + lease, token)
-      redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
-    end
-    return {1, fence, lease, redis.call('ZCARD', waiters), limit}
-  end
-  if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
-    return {-1, 0, 0, 0, limit}
-  end
-  if wait == '1' and (taken >= limit or redis.call('EXISTS', waiters) == 1) then
-    if not redis.call('ZSCORE', waiters, token) then
-      local ticket = math.max((tonumber(redis.call('HGET', state, 'ticket')) or 0) + 1, us)
-      write('ticket', string.format('%.0f', ticket))
-      redis.call('ZADD', waiters, string.format('%.0f', ticket), token)
-    end
-    redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
-    redis.call('ZADD', alive, now, process)
-    redis.call('PEXPIRE', alive, 10 * silence)
-    redis.call('PEXPIRE', waiters, 10 * silence)
-  end
-  if hand_over(token, lease) then
-    return {1, fence, lease, redis.call('ZCARD', waiters), limit}
-  end
+-- Nobody holds, nobody waits, nobody has left: most calls end here.
+if limit > 0 and redis.call('EXISTS', holders, waiters, left) == 0 then
+  grant(token, lease, 0)
+  return {1, fence, lease, 0, limit}
 end
 
+-- include: queue
+
+local process = process_of(token)
+if changed then tell(process) end
+
+local ends = tonumber(redis.call('ZSCORE', holders, token))
+if ends and ends > now then
+  if now + lease > ends then
+    redis.call('ZADD', holders, now + lease, token)
+    redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
+  end
+  return {1, fence, lease, redis.call('ZCARD', waiters), limit}
+end
+if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
+  return {-1, 0, 0, 0, limit}
+end
+if wait == '1' and (taken >= limit or redis.call('EXISTS', waiters) == 1) then
+  if not redis.call('ZSCORE', waiters, token) then
+    local ticket = math.max((tonumber(redis.call('HGET', state, 'ticket')) or 0) + 1, us)
+    write('ticket', ticket)
+    redis.call('ZADD', waiters, ticket, token)
+  end
+  redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
+  redis.call('ZADD', alive, now, process)
+  redis.call('PEXPIRE', alive, 10 * silence)
+  redis.call('PEXPIRE', waiters, 10 * silence)
+end
+if hand_over(token, lease) then
+  return {1, fence, lease, redis.call('ZCARD', waiters), limit}
+end
 local place = redis.call('ZRANK', waiters, token)
 if not place and taken < limit then
-  grant(token, lease)
+  grant(token, lease, redis.call('PTTL', holders))
   return {1, fence, lease, 0, limit}
 end
 if place == 0 then tell(process) end

@@ -20,11 +20,12 @@ local tombstone = tonumber(ARGV[8])  -- ms for which a repeated call is known as
 
 -- include: now
 -- include: grant
+-- include: queue
 
 if (tonumber(redis.call('ZSCORE', left, token)) or 0) <= now then
   if not was[4] then
     limit = declared + extra
-    write('limit', declared, 'stamp', string.format('%.0f', tonumber(stamp) or us))
+    write('limit', declared, 'stamp', tonumber(stamp) or us)
   end
   limit = limit + 1
   write('extra', extra + 1)

@@ -15,10 +15,10 @@ local live = '(' .. now
 local holding, waiting = {}, {}
 local listed = redis.call('ZRANGEBYSCORE', holders, live, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
 for i = 1, #listed, 2 do
-  local since = tonumber(redis.call('HGET', state, '@' .. listed[i])) or now
+  local since = redis.call('HMGET', state, '@' .. listed[i], 'since')
   holding[#holding + 1] = listed[i]
   holding[#holding + 1] = tonumber(listed[i + 1]) - now
-  holding[#holding + 1] = now - since
+  holding[#holding + 1] = now - (tonumber(since[1] or since[2]) or now)
 end
 listed = redis.call('ZRANGE', waiters, 0, 999, 'WITHSCORES')
 for i = 1, #listed, 2 do

@@ -18,10 +18,10 @@ local tombstone = tonumber(ARGV[6])  -- ms for which an acquire of this token is
 
 -- This write comes first: after it a server out of memory still lets the rest happen.
 local held = redis.call('ZREM', holders, token)
-if held == 1 then
-  redis.call('HDEL', state, '@' .. token)
-else
+if held == 0 then
   redis.call('ZREM', waiters, token)
+elseif block == 0 then
+  redis.call('HDEL', state, '@' .. token)
 end
 if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
   return {held, 0}
@@ -29,6 +29,7 @@ end
 
 -- include: now
 -- include: grant
+-- include: queue
 
 if tombstone > 0 then
   redis.call('ZREMRANGEBYSCORE', left, '-inf', now)

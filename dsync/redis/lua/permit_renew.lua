@@ -22,7 +22,7 @@ redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
 redis.call('ZADD', holders, now + lease, token)
 if block > 0 then
   fence = math.max(fence + block, us)
-  write('fence', string.format('%.0f', fence))
+  write('fence', fence)
 else
   fence = 0
   write()

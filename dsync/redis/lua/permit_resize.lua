@@ -16,6 +16,7 @@ local silence = tonumber(ARGV[5])    -- ms
 
 -- include: now
 -- include: grant
+-- include: queue
 write('limit', wanted, 'extra', 0, 'pinned', 1)
 limit = wanted
 hand_over('', 0)

@@ -15,9 +15,10 @@ local silence = tonumber(ARGV[5])    -- ms
 
 -- include: now
 -- include: grant
+-- include: queue
 
 local held = redis.call('ZREM', holders, token)
-redis.call('HDEL', state, '@' .. token)
+if block == 0 then redis.call('HDEL', state, '@' .. token) end
 taken = taken - held
 hand_over('', 0)
 if held == 1 then
