@@ -18,7 +18,7 @@ from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Waiter
 from dsync.reply import Reply
-from dsync.store import Arg, Call, Done
+from dsync.store import Arg, Bound, Call, Done
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -67,6 +67,17 @@ class Cohort(Line):
         # Those of them that stand for whoever is next here.
         self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
+        # Bound once, used often: acquiring by its terms, releasing with and without a tombstone.
+        self._acquires: dict[tuple[float, int, int, int | str], Bound] = {}
+        release = partial(
+            self.record.bind,
+            "permit_release",
+            block=self.block,
+            inbox=client.store.channel,
+            silence=SILENCE_MS,
+        )
+        self._release_plainly = release(tombstone=0)
+        self._release_buried = release(tombstone=TOMBSTONE_MS)
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
         self._passes = 0
@@ -99,12 +110,12 @@ class Cohort(Line):
         assert hold is not None
         if hold.lease is not lease:
             # The store may still have us as the holder: the body has ended, let it go.
-            self._release(hold.token, TOMBSTONE_MS)
+            self._abandon_token(hold.token)
             raise lease.error()
         now = time.monotonic()
         if now >= hold.deadline:
             self.expire(hold)
-            self._release(hold.token, TOMBSTONE_MS)
+            self._abandon_token(hold.token)
             raise lease.error()
         waiter = self._next_waiter() if self._may_pass(hold, now) else None
         if waiter is not None:
@@ -117,8 +128,13 @@ class Cohort(Line):
             return DONE
         self._drop(hold)
         reply: Reply[None] = Reply(report=self.client.report)
-        self._run_release(hold.token, hold.tombstone, partial(self._released, reply, lease))
-        self._stand()
+        done = partial(self._released, reply, lease)
+        if hold.tombstone:
+            self._release_buried(hold.token, done)
+        else:
+            self._release_plainly(hold.token, done)
+        if self.waiters or self._shared:
+            self._stand()
         return reply
 
     def waiting(self) -> int:
@@ -151,7 +167,7 @@ class Cohort(Line):
         self.ask(
             "permit_add",
             added,
-            token=self.client.token(),
+            token=f"{self.client.token()}/0",
             declared=self.declared,
             stamp=self.stamp(),
             tombstone=TOMBSTONE_MS,
@@ -179,7 +195,6 @@ class Cohort(Line):
         """Run a transition that changes nobody's place here, with what all of them need."""
         if transition != "permit_info":
             args |= {
-                "claim": int(CLAIM * 1000),
                 "block": self.block,
                 "inbox": self.client.store.channel,
                 "silence": SILENCE_MS,
@@ -204,7 +219,8 @@ class Cohort(Line):
                 self._leave(request)
 
     def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
-        request = Request(self.client.token(), terms, waiter)
+        claim = int(min(terms.first_lease, CLAIM) * 1000)
+        request = Request(f"{self.client.token()}/{claim}", terms, waiter)
         self.requests[request.token] = request
         if waiter is None:
             self._shared[request.token] = request
@@ -215,21 +231,23 @@ class Cohort(Line):
     def _send(self, request: Request, wait: int = 1) -> None:
         """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
         request.asking = True
-        terms = request.terms
-        lease = terms.lease if terms.max_hold is None else min(terms.lease, terms.max_hold)
-        self.record.run(
-            "permit_acquire",
-            partial(self._answered, request),
-            token=request.token,
-            declared=self.declared,
-            stamp=self.stamp(),
-            lease=int(lease * 1000),
-            claim=int(min(lease, CLAIM) * 1000),
-            wait=wait,
-            block=self.block,
-            inbox=self.client.store.channel,
-            silence=SILENCE_MS,
-        )
+        lease = request.terms.first_lease
+        key = (lease, wait, self.declared, self.stamp())
+        acquire = self._acquires.get(key)
+        if acquire is None:
+            if len(self._acquires) > 8:
+                self._acquires.clear()
+            acquire = self._acquires[key] = self.record.bind(
+                "permit_acquire",
+                declared=self.declared,
+                stamp=self.stamp(),
+                lease=int(lease * 1000),
+                wait=wait,
+                block=self.block,
+                inbox=self.client.store.channel,
+                silence=SILENCE_MS,
+            )
+        acquire(request.token, partial(self._answered, request))
 
     def _answered(self, request: Request, call: Call) -> None:
         request.asking = False
@@ -283,17 +301,17 @@ class Cohort(Line):
         self._shared.pop(request.token, None)
         if since + length - margin(length) <= time.monotonic():
             # The answer took longer than the lease: it is none any more.
-            self._release(request.token, TOMBSTONE_MS)
+            self._abandon_token(request.token)
             del self.client.homes[request.token]
             self._replace(request)
             return
-        tombstone = TOMBSTONE_MS if request.resent or request.asking else 0
-        hold = Hold(self, request.token, request.terms, fence, tombstone)
+        hold = Hold(self, request.token, request.terms, fence)
+        hold.tombstone = request.resent or request.asking
         self._contended = None
         self._note_waiting(waiting)
         waiter = request.waiter if request.waiter is not None else self._next_waiter()
         if waiter is None or waiter.future.done():
-            self._release(request.token, tombstone)
+            self._abandon_token(request.token)
             del self.client.homes[request.token]
             return
         self.holds[hold.token] = hold
@@ -316,7 +334,7 @@ class Cohort(Line):
         self._forget(request)
         if isinstance(error, StoreUnavailable) and sent:
             # It may have been heard all the same.
-            self._release(request.token, TOMBSTONE_MS)
+            self._abandon_token(request.token)
         if request.waiter is not None:
             waiters = [request.waiter]
         else:
@@ -331,7 +349,7 @@ class Cohort(Line):
     def _leave(self, request: Request) -> None:
         """Nobody waits for this request any more: out of the queue, or pass on what it got."""
         self._forget(request)
-        self._release(request.token, TOMBSTONE_MS)
+        self._abandon_token(request.token)
 
     def _forget(self, request: Request) -> None:
         self.requests.pop(request.token, None)
@@ -452,21 +470,9 @@ class Cohort(Line):
         self.client.homes.pop(hold.token, None)
         self.client.keeper.forget(hold)
 
-    def _release(self, token: str, tombstone: int) -> None:
+    def _abandon_token(self, token: str) -> None:
         """Give back what nobody uses; that it arrives is the link's business."""
-        self._run_release(token, tombstone, lambda call: None)
-
-    def _run_release(self, token: str, tombstone: int, done: Done) -> None:
-        self.record.run(
-            "permit_release",
-            done,
-            token=token,
-            claim=int(CLAIM * 1000),
-            block=self.block,
-            inbox=self.client.store.channel,
-            silence=SILENCE_MS,
-            tombstone=tombstone,
-        )
+        self._release_buried(token, lambda call: None)
 
     def _released(self, reply: Reply[None], lease: Lease, call: Call) -> None:
         if isinstance(call.reply, BaseException):
@@ -553,7 +559,7 @@ class Cohort(Line):
             self._drop(hold)
             if lease is not None:
                 lease.lose("its client was closed")
-            self._release(hold.token, hold.tombstone)
+            self._abandon_token(hold.token)
         error = ClientClosed(f"{self.what}: the client was closed while this task waited")
         for request in list(self.requests.values()):
             if request.waiter is not None and not request.waiter.future.done():

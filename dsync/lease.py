@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dsync.errors import LeaseLost
@@ -38,10 +38,15 @@ class Terms:
     fair: bool = False
     max_waiters: int | None = None
 
-    @property
-    def alone(self) -> bool:
-        """Whether each hold goes to the store by itself, instead of from task to task."""
-        return self.fair or not self.renew or self.max_hold is not None
+    # Whether each hold goes to the store by itself, instead of from task to task.
+    alone: bool = field(init=False)
+    first_lease: float = field(init=False)  # what an acquire asks for
+
+    def __post_init__(self) -> None:
+        alone = self.fair or not self.renew or self.max_hold is not None
+        object.__setattr__(self, "alone", alone)
+        cap = self.lease if self.max_hold is None else self.max_hold
+        object.__setattr__(self, "first_lease", min(self.lease, cap))
 
 
 class Lease:
@@ -145,15 +150,13 @@ class Hold:
         "renew_at", "renewing", "round", "terms", "token", "tombstone",
     )  # fmt: skip
 
-    def __init__(
-        self, cohort: "Cohort", token: str, terms: Terms, fence: int, tombstone: int
-    ) -> None:
+    def __init__(self, cohort: "Cohort", token: str, terms: Terms, fence: int) -> None:
         self.cohort = cohort
         self.token = token
         self.terms = terms
         self.fence = fence  # of the current lease
         self.last_fence = fence + cohort.block - 1  # of the block that is reserved
-        self.tombstone = tombstone  # ms; > 0: an acquire of this token may still be under way
+        self.tombstone = False  # an acquire of this token may still be under way
         self.lease: Lease | None = None
         self.cap = float("inf")  # renewal does not pass it
         self.length = 0.0  # seconds, as confirmed last

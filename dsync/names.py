@@ -49,7 +49,7 @@ def identify(label: str, pid: int, unique: str) -> str:
 
 
 def who(token: str) -> tuple[str, str, str, int]:
-    """Client id, label, host and pid out of a token (`<client id>.<counter>`)."""
+    """Client id, label, host and pid out of a token (`<client id>.<counter>/<claim>`)."""
     client = token.rpartition(".")[0]
     label, host, pid, _ = client.split(":")
     return client, unquote(label), unquote(host), int(pid)

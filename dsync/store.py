@@ -6,7 +6,7 @@ A store knows nothing of waiting, timeouts or leases; a primitive knows nothing 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-__all__ = ["Arg", "Call", "Done", "Inbox", "Record", "Store"]
+__all__ = ["Arg", "Bound", "Call", "Done", "Inbox", "Record", "Store"]
 
 
 Arg = str | int
@@ -53,11 +53,19 @@ class Inbox(Protocol):
         ...
 
 
+# A transition with everything bound but its token.
+Bound = Callable[[str, Done], None]
+
+
 class Record(Protocol):
     """The state of one primitive in a store."""
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         """Carry out a transition and call `done` with the outcome.  Sent in the order of calls."""
+        ...
+
+    def bind(self, transition: str, /, **args: Arg) -> Bound:
+        """`run` of a transition that will be used often: all but `token` is prepared once."""
         ...
 
 

@@ -78,15 +78,12 @@ class Permits:
 class Step:
     """One transition at one moment: the server's time, and what a grant needs to know."""
 
-    __slots__ = ("block", "claim", "now", "permits", "silence", "us")
+    __slots__ = ("block", "now", "permits", "silence", "us")
 
-    def __init__(
-        self, permits: Permits, us: int, claim: int = 0, block: int = 0, silence: int = 0
-    ) -> None:
+    def __init__(self, permits: Permits, us: int, block: int = 0, silence: int = 0) -> None:
         self.permits = permits
         self.us = us
         self.now = max(us // 1000, permits.clock)
-        self.claim = claim
         self.block = block
         self.silence = silence
 
@@ -113,9 +110,10 @@ class Step:
             process = process_of(head)
             silent = now - permits.alive.get(process, 0)
             if silent < self.silence:
-                self.grant(head, self.claim)
+                claim = int(head.rpartition("/")[2])
+                self.grant(head, claim)
                 listening = permits.told(
-                    "g", process, head, permits.fence, self.claim,
+                    "g", process, head, permits.fence, claim,
                     len(permits.waiters), permits.capacity(),
                 )  # fmt: skip
                 if not listening and silent > self.silence / 2:
@@ -129,9 +127,9 @@ def process_of(token: str) -> str:
 
 def permit_acquire(
     permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
-    claim: int, wait: int, block: int, inbox: str, silence: int,
+    wait: int, block: int, inbox: str, silence: int,
 ) -> list[int]:  # fmt: skip
-    step = Step(permits, us, claim, block, silence)
+    step = Step(permits, us, block, silence)
     now, process = step.now, process_of(token)
     if stamp != 0 and not permits.pinned:
         mine = us if stamp == "" else int(stamp)
@@ -171,7 +169,7 @@ def permit_acquire(
 
 
 def permit_release(
-    permits: Permits, us: int, *, token: str, claim: int, block: int, inbox: str, silence: int,
+    permits: Permits, us: int, *, token: str, block: int, inbox: str, silence: int,
     tombstone: int,
 ) -> list[int]:  # fmt: skip
     held = permits.drop(token)
@@ -179,7 +177,7 @@ def permit_release(
         permits.waiters.pop(token, None)
     if not tombstone and not permits.waiters:
         return [int(held), 0]
-    step = Step(permits, us, claim, block, silence)
+    step = Step(permits, us, block, silence)
     if tombstone:
         permits.bury(token, step.now, tombstone)
     step.hand_over("", 0)
@@ -200,9 +198,9 @@ def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: in
 
 
 def permit_revoke(
-    permits: Permits, us: int, *, token: str, claim: int, block: int, inbox: str, silence: int
+    permits: Permits, us: int, *, token: str, block: int, inbox: str, silence: int
 ) -> list[int]:
-    step = Step(permits, us, claim, block, silence)
+    step = Step(permits, us, block, silence)
     held = permits.drop(token)
     step.hand_over("", 0)
     if held:
@@ -211,9 +209,9 @@ def permit_revoke(
 
 
 def permit_resize(
-    permits: Permits, us: int, *, wanted: int, claim: int, block: int, inbox: str, silence: int
+    permits: Permits, us: int, *, wanted: int, block: int, inbox: str, silence: int
 ) -> list[int]:
-    step = Step(permits, us, claim, block, silence)
+    step = Step(permits, us, block, silence)
     permits.clock = step.now
     permits.limit, permits.extra, permits.pinned = wanted, 0, True
     step.hand_over("", 0)
@@ -222,10 +220,10 @@ def permit_resize(
 
 
 def permit_add(
-    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, claim: int,
+    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str,
     block: int, inbox: str, silence: int, tombstone: int,
 ) -> list[int]:  # fmt: skip
-    step = Step(permits, us, claim, block, silence)
+    step = Step(permits, us, block, silence)
     if permits.left.get(token, 0) <= step.now:
         permits.clock = step.now
         if permits.limit is None:

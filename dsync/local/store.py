@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from dsync.local.permits import TRANSITIONS, Permits
 from dsync.names import tag
-from dsync.store import Arg, Call, Done, Inbox
+from dsync.store import Arg, Bound, Call, Done, Inbox
 
 __all__ = ["Memory", "MemoryStore"]
 
@@ -115,6 +115,12 @@ class MemoryRecord:
     def __init__(self, store: MemoryStore, key: str) -> None:
         self.store = store
         self.key = key
+
+    def bind(self, transition: str, /, **args: Arg) -> Bound:
+        def run(token: str, done: Done) -> None:
+            self.run(transition, done, token=token, **args)
+
+        return run
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         call = Call(None, done, time.monotonic())

@@ -6,12 +6,12 @@ from typing import Any
 
 from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
 from dsync.names import tag
-from dsync.redis.link import Link, Refusal
+from dsync.redis.link import Command, Link, Refusal, packed, words_of
 from dsync.redis.open import route_for
 from dsync.redis.pooled import PooledLink
-from dsync.redis.script import SCRIPTS
+from dsync.redis.script import SCRIPTS, Script
 from dsync.redis.wire import Wire
-from dsync.store import Arg, Call, Done, Inbox
+from dsync.store import Arg, Bound, Call, Done, Inbox
 
 __all__ = ["RedisStore"]
 
@@ -52,7 +52,7 @@ class RedisStore:
     def at(self, kind: str, name: str) -> "RedisRecord":
         return RedisRecord(self, tag(self.namespace, kind, name))
 
-    def call(self, command: tuple[Any, ...], done: Done) -> None:
+    def call(self, command: Command, done: Done) -> None:
         if not self._asked_for_birth:
             self._asked_for_birth = True
             self.link.call(("TIME",), self._note_birth)
@@ -85,7 +85,8 @@ class RedisStore:
 
     def _explain(self, refusal: Refusal, call: Call) -> DsyncError:
         """What an error reply means to the one who called."""
-        what = str(call.command[3]) if len(call.command) > 3 else str(call.command[0])
+        words = words_of(call.command)
+        what = words[3] if len(words) > 3 else words[0]
         where = f"Redis at {self.link.address}"
         if refusal.code in ("WRONGTYPE", "FOREIGN"):
             return ForeignKey(
@@ -110,17 +111,28 @@ class RedisStore:
 class RedisRecord:
     """The keys of one primitive."""
 
-    __slots__ = ("_heads", "key", "store")
+    __slots__ = ("key", "store")
 
     def __init__(self, store: RedisStore, key: str) -> None:
         self.store = store
         self.key = key
-        self._heads: dict[str, tuple[Any, ...]] = {}  # transition -> the command but for ARGV
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         script = SCRIPTS[transition]
-        head = self._heads.get(transition)
-        if head is None:
-            keys = [f"{self.key}:{part}" for part in script.keys]
-            head = self._heads[transition] = ("EVALSHA", script.sha, len(keys), *keys)
-        self.store.call(head + script.values(args), done)
+        self.store.call((*self._head(script), *script.values(args)), done)
+
+    def bind(self, transition: str, /, **args: Arg) -> Bound:
+        # The command as it goes over the wire, cut at the token.
+        script = SCRIPTS[transition]
+        words = (*self._head(script), *script.values({**args, "token": ""}))
+        before, after = packed(*words).split(b"$0\r\n\r\n", 1)
+        call = self.store.call
+
+        def run(token: str, done: Done) -> None:
+            call(b"%b$%d\r\n%b\r\n%b" % (before, len(token), token.encode(), after), done)
+
+        return run
+
+    def _head(self, script: Script) -> tuple[str | int, ...]:
+        keys = [f"{self.key}:{part}" for part in script.keys]
+        return ("EVALSHA", script.sha, len(keys), *keys)

@@ -10,13 +10,32 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import hiredis
+
 from dsync.errors import ClientClosed, StoreUnavailable
 from dsync.redis.script import TEXTS
 from dsync.store import Call, Done
 
 __all__ = ["Link", "Refusal"]
 
-Command = tuple[str | bytes | int, ...]
+# A command is its words, or the bytes they are packed to.
+Command = tuple[str | bytes | int, ...] | bytes
+
+
+def packed(*words: str | bytes | int) -> bytes:
+    """The words of a command as they go over the wire."""
+    data: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub takes one word
+    return data
+
+
+def words_of(command: Command) -> list[str]:
+    """The words of a command, whichever it is."""
+    if isinstance(command, bytes):
+        reader = hiredis.Reader(encoding="utf-8", errors="replace")
+        reader.feed(command)
+        unpacked: list[str] = reader.gets()
+        return unpacked
+    return [w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in command]
 
 
 class Refusal(Exception):
@@ -142,7 +161,8 @@ class Link:
         if refusal.code == "NOSCRIPT":
             # This one command again, with the text.  Those behind it have overtaken it, which is
             # harmless: a token that was left in the meantime is refused.
-            call.command = ("EVAL", TEXTS[str(call.command[1])], *call.command[2:])
+            _, sha, *rest = words_of(call.command)
+            call.command = ("EVAL", TEXTS[sha], *rest)
             self._put(call)
         elif refusal.code in TRANSIENT and time.monotonic() < call.issued + self.outage_timeout:
             self.trouble = refusal

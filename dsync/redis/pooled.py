@@ -10,7 +10,7 @@ from typing import Any
 
 import redis.exceptions
 
-from dsync.redis.link import Link, Refusal, backoff
+from dsync.redis.link import Link, Refusal, backoff, words_of
 
 __all__ = ["PooledLink"]
 
@@ -90,7 +90,7 @@ class PooledLink(Link):
             call.sent = now
             call.attempts += 1
             self._inflight.append(call)
-            pipeline.execute_command(*call.command)
+            pipeline.execute_command(*words_of(call.command))
         replies = await pipeline.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, redis.exceptions.ConnectionError) and not isinstance(

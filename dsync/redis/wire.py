@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 
 from dsync.errors import StoreUnavailable
-from dsync.redis.link import Link, Refusal, backoff
+from dsync.redis.link import Link, Refusal, backoff, packed
 from dsync.store import Call
 
 __all__ = ["Connection", "Wire"]
@@ -24,8 +24,8 @@ _MORE = object()  # hiredis: the reply is not complete yet
 class Connection(asyncio.Protocol):
     """One connection: bytes in, replies out; everything written in one tick leaves together.
 
-    The first write of a tick goes out at once, the rest at the tick's end: alone a command waits
-    for nothing, and many share a system call.
+    The first write since something was heard goes out at once, the rest at the end of their tick:
+    alone a command waits for nothing, and many share a system call.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class Connection(asyncio.Protocol):
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._parser = hiredis.Reader(replyError=Refusal, notEnoughData=_MORE)
-        self._outbox: list[bytes] = []
-        self._flushing = False
+        self._outbox: list[bytes] = []  # not empty: a flush is scheduled
+        self._quiet = True  # nothing was written since we heard something
         self._transport: Any = None
         self._keep: Any = None
         self._loop = asyncio.get_running_loop()
@@ -54,21 +54,21 @@ class Connection(asyncio.Protocol):
             raise ConnectionError("the server closed the connection during the handshake")
 
     def write(self, data: bytes) -> None:
-        if self._flushing:
-            self._outbox.append(data)
-        else:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        if self._quiet:
+            self._quiet = False
             self._transport.write(data)
+            return
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(data)
 
     def _flush(self) -> None:
-        self._flushing = False
-        if self._outbox:
-            self._transport.write(b"".join(self._outbox))
-            self._outbox.clear()
+        self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
 
     def data_received(self, data: bytes) -> None:
         gets = self._parser.gets
+        self._quiet = not self._outbox
         try:
             self._parser.feed(data)
             while (reply := gets()) is not _MORE:
@@ -114,7 +114,8 @@ class Wire(Link):
         call.attempts += 1
         self._inflight.append(call)
         assert self._connection is not None
-        self._connection.write(hiredis.pack_command(call.command))
+        command = call.command
+        self._connection.write(command if type(command) is bytes else packed(*command))
 
     def _connect(self) -> None:
         if self._dialling is None and not self.closed:

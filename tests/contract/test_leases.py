@@ -59,6 +59,24 @@ async def test_max_hold_is_a_cap_that_renewal_does_not_pass(world: World) -> Non
     await other.release()
 
 
+async def test_a_grant_by_message_is_good_for_the_waiters_own_lease_at_most(world: World) -> None:
+    one, two = world.client().lock("x"), world.client().lock("x", lease=1.5, max_hold=1.2)
+    await one.acquire()
+    waiting = asyncio.create_task(two.acquire())
+    await settled(lambda: two._cohort.waiting() == 1)
+
+    async def stands() -> bool:
+        return len((await one.info()).waiters) == 1
+
+    await settled(stands)
+    await one.release()
+    await waiting
+    info = await one.info()
+    assert info.holder is not None
+    assert info.holder.lease_left <= 1.2
+    await two.release()
+
+
 async def test_on_loss_the_body_is_cancelled_and_leaves_as_lease_lost(world: World) -> None:
     client = world.client()
     task = asyncio.current_task()

@@ -75,10 +75,16 @@ class Proxy:
         """From now on nothing arrives, and nobody is told; both ways, or the one given."""
         self._holding.update(ways or BOTH)
 
+    def strand(self) -> None:
+        """A black hole for the connections of now; those to come are well."""
+        for pair in self._pairs:
+            pair.stranded = True
+
     def heal(self) -> None:
         """What was held back arrives now, and all goes on."""
         self._holding.clear()
         for pair in list(self._pairs):
+            pair.stranded = False
             for lane in (pair.requests, pair.replies):
                 lane.catch_up()
 
@@ -116,6 +122,7 @@ class _Pair:
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
+        self.stranded = False
         self.requests = _Lane(self, "requests")
         self.replies = _Lane(self, "replies")
         self.client = _End(self.requests)
@@ -175,10 +182,12 @@ class _Lane:
             self._leave(data)
 
     def _leave(self, data: bytes | None) -> None:
-        if self._held or self.way in self.pair.proxy._holding or self.sink.transport is None:
+        pair = self.pair
+        holding = pair.stranded or self.way in pair.proxy._holding
+        if self._held or holding or self.sink.transport is None:
             self._held.append(data)
         elif data is None:
-            self.pair.close()
+            pair.close()
         else:
             self.sink.transport.write(data)
 

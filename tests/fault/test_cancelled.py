@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import pytest
@@ -95,24 +96,32 @@ async def test_a_lock_under_cancellation_neither_doubles_nor_gets_stuck(
             pass
 
 
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize("fair", [False, True], ids=["", "fair"])
 async def test_a_waiter_cancelled_at_the_moment_of_its_grant_passes_the_lock_on(
-    real: World, queued: Any
+    real: World, queued: Any, ticks: int, fair: bool
 ) -> None:
+    """The grant is in the socket, in the future, or already the task's when the cancel comes."""
     holder = real.client().lock("x")
-    first, second = real.client().lock("x"), real.client().lock("x")
-    for _ in range(20):
-        await holder.acquire()
-        waiting = asyncio.create_task(first.acquire())
-        await queued(1)
-        behind = asyncio.create_task(second.acquire())
-        await queued(2)
-        confirmed = holder.release()
-        # The grant is in the socket or in the future, or not yet: the cancel meets it anywhere.
-        await asyncio.sleep(random.uniform(0, 0.001))
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        if not waiting.cancelled():
-            first.release()
-        await asyncio.wait_for(behind, 1)
-        await second.release()
-        await confirmed
+    first, second = real.client().lock("x", fair=fair), real.client().lock("x")
+    await holder.acquire()
+    waiting = asyncio.create_task(first.acquire())
+    await queued(1)
+    behind = asyncio.create_task(second.acquire())
+    await queued(2)
+    confirmed = holder.release()
+    time.sleep(0.02)  # the grant is in the socket now; this tick has not read it
+
+    def cancel_after(count: int) -> None:
+        if count == 0:
+            waiting.cancel()
+        else:
+            asyncio.get_running_loop().call_soon(cancel_after, count - 1)
+
+    cancel_after(ticks)
+    await asyncio.gather(waiting, return_exceptions=True)
+    if not waiting.cancelled():
+        first.release()
+    await asyncio.wait_for(behind, 1)
+    await second.release()
+    await confirmed

@@ -98,6 +98,20 @@ async def test_an_acquire_without_a_timeout_fails_after_the_outage_timeout(
             assert await held() == 1
 
 
+async def test_a_connection_that_does_not_answer_is_given_up_long_before_the_outage_timeout(
+    proxy: Proxy, through: Through, real: World
+) -> None:
+    """From the first command on, and again after each reconnect: the server itself is well."""
+    client = through(outage_timeout=3.0)
+    for attempt in range(2):
+        await client.check()
+        proxy.strand()
+        began = time.monotonic()
+        await client.lock(f"x{attempt}").acquire()
+        assert time.monotonic() - began < 1.0 + 0.5  # a third of the timeout, and a new connection
+    proxy.heal()
+
+
 async def test_waiters_on_a_connection_that_went_silent_are_served_by_the_next_one(
     real: World, proxy: Proxy, through: Through, queued: Any
 ) -> None:

@@ -139,6 +139,49 @@ async def test_a_broken_connection_is_replaced_unnoticed_and_the_holder_keeps_it
             assert lease.held
 
 
+async def late_copy_arrives(real: World, proxy: Proxy) -> None:
+    """What a stranded connection still had to say reaches the server, and is carried out."""
+    before = len(await real.admin.client_list())
+    proxy.heal()
+
+    async def gone() -> bool:
+        return len(await real.admin.client_list()) < before
+
+    await settled(gone, "the server has read it to its end")
+
+
+async def test_a_copy_of_an_acquire_that_arrives_after_the_release_gets_nothing(
+    real: World, proxy: Proxy, through: Through, held: Any
+) -> None:
+    client = through(outage_timeout=1.5)
+    await warmed(client)
+    proxy.strand()
+    lock = client.lock("x")
+    await lock.acquire()  # on a second connection, after the first one was given up
+    await lock.release()
+    await late_copy_arrives(real, proxy)
+    assert await held() == 0
+    assert await real.client().lock("x").try_acquire()
+
+
+async def test_a_copy_of_an_acquire_that_arrives_after_its_cancellation_gets_nothing(
+    real: World, proxy: Proxy, through: Through, held: Any, queued: Any
+) -> None:
+    client, holder = through(outage_timeout=1.5), real.client().lock("x")
+    await warmed(client)
+    await holder.acquire()
+    proxy.strand()
+    waiting = asyncio.create_task(client.lock("x").acquire())
+    await queued(1)  # by way of a second connection
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await queued(0)
+    await holder.release()
+    await late_copy_arrives(real, proxy)
+    assert await held() == 0
+    await queued(0)
+
+
 async def test_a_cancelled_acquire_leaves_nothing_behind_whenever_the_cancel_comes(
     real: World, proxy: Proxy, through: Through, held: Any
 ) -> None:

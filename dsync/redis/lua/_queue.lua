@@ -1,4 +1,4 @@
--- Included after `grant`.  Needs `waiters`, `alive`, `claim`, `inbox`, `silence`; hand_over(), tell().
+-- Included after `grant`.  Needs `waiters`, `alive`, `inbox`, `silence`; hand_over() and tell().
 -- Invariant: state first, message last: a message that fails or gets lost costs a heartbeat.
 -- The loops are bounded; whoever asks next carries on.
 local taken = redis.call('ZCARD', holders)
@@ -32,6 +32,7 @@ local function hand_over(asker, lease)
     local process = process_of(head)
     local silent = now - (tonumber(redis.call('ZSCORE', alive, process)) or 0)
     if silent < silence then
+      local claim = tonumber(string.match(head, '/(%d+)$'))
       grant(head, claim, redis.call('PTTL', holders))
       taken = taken + 1
       redis.call('ZREM', waiters, head)

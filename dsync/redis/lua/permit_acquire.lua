@@ -13,15 +13,15 @@ local holders  = KEYS[2]             -- zset    token -> end of lease, ms
 local waiters  = KEYS[3]             -- zset    token -> arrival, µs, all different
 local alive    = KEYS[4]             -- zset    process -> last heard of as a waiter, ms
 local left     = KEYS[5]             -- zset    token -> until when it is refused, ms
-local token    = ARGV[1]             -- <process>.<counter>
+local token    = ARGV[1]             -- <process>.<counter>/<claim>, claim: ms for which a grant
+                                     -- by message is good, until it is renewed
 local declared = tonumber(ARGV[2])   -- the limit the caller was made with
 local stamp    = ARGV[3]             -- µs, when its client was born; '' now; 0: the limit is fixed
 local lease    = tonumber(ARGV[4])   -- ms
-local claim    = tonumber(ARGV[5])   -- ms, the lease of a grant that is sent by message
-local wait     = ARGV[6]             -- 1: join the queue; 0: now or not at all
-local block    = tonumber(ARGV[7])   -- fences reserved by a grant; 0: no fences
-local inbox    = ARGV[8]             -- channel of a process, less its id
-local silence  = tonumber(ARGV[9])   -- ms after which a silent waiter is taken for dead
+local wait     = ARGV[5]             -- 1: join the queue; 0: now or not at all
+local block    = tonumber(ARGV[6])   -- fences reserved by a grant; 0: no fences
+local inbox    = ARGV[7]             -- channel of a process, less its id
+local silence  = tonumber(ARGV[8])   -- ms after which a silent waiter is taken for dead
 
 -- include: now
 -- include: grant

@@ -12,11 +12,10 @@ local left      = KEYS[5]            -- zset, here: tokens already counted
 local token     = ARGV[1]
 local declared  = tonumber(ARGV[2])  -- the limit the caller was made with
 local stamp     = ARGV[3]            -- µs, when its client was born; '' now
-local claim     = tonumber(ARGV[4])  -- ms
-local block     = tonumber(ARGV[5])  -- fences a grant reserves
-local inbox     = ARGV[6]
-local silence   = tonumber(ARGV[7])  -- ms
-local tombstone = tonumber(ARGV[8])  -- ms for which a repeated call is known as one
+local block     = tonumber(ARGV[4])  -- fences a grant reserves
+local inbox     = ARGV[5]
+local silence   = tonumber(ARGV[6])  -- ms
+local tombstone = tonumber(ARGV[7])  -- ms for which a repeated call is known as one
 
 -- include: now
 -- include: grant

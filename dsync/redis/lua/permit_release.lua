@@ -10,11 +10,10 @@ local waiters   = KEYS[3]            -- zset
 local alive     = KEYS[4]            -- zset
 local left      = KEYS[5]            -- zset
 local token     = ARGV[1]
-local claim     = tonumber(ARGV[2])  -- ms
-local block     = tonumber(ARGV[3])  -- fences a grant reserves
-local inbox     = ARGV[4]
-local silence   = tonumber(ARGV[5])  -- ms
-local tombstone = tonumber(ARGV[6])  -- ms for which an acquire of this token is refused; 0: none
+local block     = tonumber(ARGV[2])  -- fences a grant reserves
+local inbox     = ARGV[3]
+local silence   = tonumber(ARGV[4])  -- ms
+local tombstone = tonumber(ARGV[5])  -- ms for which an acquire of this token is refused; 0: none
 
 -- This write comes first: after it a server out of memory still lets the rest happen.
 local held = redis.call('ZREM', holders, token)

@@ -8,10 +8,9 @@ local holders = KEYS[2]              -- zset
 local waiters = KEYS[3]              -- zset
 local alive   = KEYS[4]              -- zset
 local token   = ARGV[1]
-local claim   = tonumber(ARGV[2])    -- ms
-local block   = tonumber(ARGV[3])    -- fences a grant reserves
-local inbox   = ARGV[4]
-local silence = tonumber(ARGV[5])    -- ms
+local block   = tonumber(ARGV[2])    -- fences a grant reserves
+local inbox   = ARGV[3]
+local silence = tonumber(ARGV[4])    -- ms
 
 -- include: now
 -- include: grant
