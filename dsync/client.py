@@ -10,7 +10,7 @@ from random import uniform
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from dsync.arguments import checked_count, checked_seconds
 from dsync.cohort import BEAT, Cohort
@@ -27,13 +27,14 @@ __all__ = ["Client", "connect"]
 log = logging.getLogger("dsync")
 ErrorHook = Callable[[BaseException], object]
 
-# How many forks this process is away from the one that imported us.
-_forks = 0
+_clients: "WeakSet[Client]" = WeakSet()
 
 
 def _note_fork() -> None:
-    global _forks
-    _forks += 1
+    """In the child: no client is ours."""
+    for client in _clients:
+        client._forked = True
+        client._entered = None
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -91,8 +92,11 @@ class Client:
         self._warned: set[str] = set()
         self._counter = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = _forks
+        self._forked = False
         self._closed = False
+        # The loop, as long as nothing stands against using the client on it.
+        self._entered: asyncio.AbstractEventLoop | None = None
+        _clients.add(self)
 
     def _open(self, url: str | None, redis: Any, client_id: str) -> Store:
         if redis is None:
@@ -183,9 +187,13 @@ class Client:
 
     def enter(self) -> None:
         """Called before anything is asked: this loop, this process, and open."""
+        if self._entered is not asyncio.get_running_loop():
+            self._check_in()
+
+    def _check_in(self) -> None:
         if self._closed:
             raise ClientClosed(f"{self!r} is closed: make a new one with dsync.connect()")
-        if self._forks != _forks:
+        if self._forked:
             raise RuntimeError(
                 f"{self!r} was made before a fork and belongs to the parent process; "
                 "make a client in the child"
@@ -197,6 +205,7 @@ class Client:
                     f"{self!r} is bound to a different event loop; make one client for each loop"
                 )
             self._loop = loop
+        self._entered = loop
 
     async def check(self) -> Self:
         """Ask the server for a sign of life.
@@ -234,6 +243,7 @@ class Client:
             for cohort in set(self.homes.values()) | set(self._cohorts.values()):
                 cohort.close()
         self._closed = True
+        self._entered = None
         self.keeper.close()
         if self._loop is not None:
             try:
@@ -250,10 +260,13 @@ class Client:
 
     # -- what cohorts need ----------------------------------------------------------------------
 
-    def token(self) -> str:
-        """A name for one acquisition, made before anything is sent."""
+    def token(self, claim: int) -> str:
+        """A name for one acquisition, made before anything is sent.
+
+        `claim`: ms for which a grant by message is good.
+        """
         self._counter += 1
-        return f"{self.client_id}.{self._counter}"
+        return f"{self.client_id}.{self._counter}/{claim}"
 
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""

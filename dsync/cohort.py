@@ -27,7 +27,6 @@ __all__ = ["Cohort"]
 
 PASSES = 64  # also the fences that a grant reserves: each pass uses one
 PASS_TIME = 0.010  # seconds
-CLAIM = 5.0  # seconds, the longest lease of a grant by message, until it is renewed
 BEAT = 2.0  # seconds between two signs of life of a process that waits
 SILENCE_MS = 6000  # a process silent for three beats has lost its places
 TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
@@ -68,7 +67,8 @@ class Cohort(Line):
         self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
         # Bound once, used often: acquiring by its terms, releasing with and without a tombstone.
-        self._acquires: dict[tuple[float, int, int, int | str], Bound] = {}
+        self._acquires: dict[tuple[float, int], Bound] = {}
+        self._stamped: int | str = 0
         release = partial(
             self.record.bind,
             "permit_release",
@@ -167,7 +167,7 @@ class Cohort(Line):
         self.ask(
             "permit_add",
             added,
-            token=f"{self.client.token()}/0",
+            token=self.client.token(0),
             declared=self.declared,
             stamp=self.stamp(),
             tombstone=TOMBSTONE_MS,
@@ -187,8 +187,6 @@ class Cohort(Line):
     def stamp(self) -> int | str:
         """When this declaration was made, as the store compares them: by the client's birth."""
         born = self.client.store.born
-        if self.fixed:
-            return 0
         return born if isinstance(born, str) else born + self._revision
 
     def ask(self, transition: str, done: Done, **args: Arg) -> None:
@@ -219,8 +217,7 @@ class Cohort(Line):
                 self._leave(request)
 
     def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
-        claim = int(min(terms.first_lease, CLAIM) * 1000)
-        request = Request(f"{self.client.token()}/{claim}", terms, waiter)
+        request = Request(self.client.token(terms.claim), terms, waiter)
         self.requests[request.token] = request
         if waiter is None:
             self._shared[request.token] = request
@@ -232,15 +229,17 @@ class Cohort(Line):
         """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
         request.asking = True
         lease = request.terms.first_lease
-        key = (lease, wait, self.declared, self.stamp())
-        acquire = self._acquires.get(key)
-        if acquire is None:
-            if len(self._acquires) > 8:
-                self._acquires.clear()
-            acquire = self._acquires[key] = self.record.bind(
+        stamp = 0 if self.fixed else self.stamp()
+        if stamp != self._stamped:
+            self._acquires.clear()
+            self._stamped = stamp
+        try:
+            acquire = self._acquires[lease, wait]
+        except KeyError:
+            acquire = self._acquires[lease, wait] = self.record.bind(
                 "permit_acquire",
                 declared=self.declared,
-                stamp=self.stamp(),
+                stamp=stamp,
                 lease=int(lease * 1000),
                 wait=wait,
                 block=self.block,
@@ -251,14 +250,16 @@ class Cohort(Line):
 
     def _answered(self, request: Request, call: Call) -> None:
         request.asking = False
-        request.resent = request.resent or call.attempts > 1
+        if call.attempts > 1:
+            request.resent = True
         if request.token not in self.requests:
             return  # it has left meanwhile; the store hears of that behind this question
         if isinstance(call.reply, BaseException):
             self._refused(request, call.reply, sent=call.attempts > 0)
             return
         code, fence_or_place, ms, waiting, limit = call.reply
-        self.learn_limit(limit)
+        if limit != self.limit:
+            self.learn_limit(limit)
         if code == 1:
             self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
@@ -315,9 +316,9 @@ class Cohort(Line):
             del self.client.homes[request.token]
             return
         self.holds[hold.token] = hold
-        hold.terms = waiter.terms
-        if hold.terms.max_hold is not None:
-            hold.cap = time.monotonic() + hold.terms.max_hold
+        hold.terms = terms = waiter.terms
+        if terms.max_hold is not None:
+            hold.cap = time.monotonic() + terms.max_hold
         self.client.keeper.confirm(hold, since, length)
         self._grant(hold, waiter)
 

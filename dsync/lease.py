@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Hold", "Keeper", "Lease", "Terms", "margin"]
 
+CLAIM = 5.0  # seconds, the longest lease of a grant by message, until it is renewed
+_NEVER = float("inf")
 OnLost = Literal["cancel", "flag"]
 
 
@@ -41,12 +43,14 @@ class Terms:
     # Whether each hold goes to the store by itself, instead of from task to task.
     alone: bool = field(init=False)
     first_lease: float = field(init=False)  # what an acquire asks for
+    claim: int = field(init=False)  # ms for which a grant by message is good
 
     def __post_init__(self) -> None:
         alone = self.fair or not self.renew or self.max_hold is not None
         object.__setattr__(self, "alone", alone)
         cap = self.lease if self.max_hold is None else self.max_hold
         object.__setattr__(self, "first_lease", min(self.lease, cap))
+        object.__setattr__(self, "claim", int(min(self.lease, cap, CLAIM) * 1000))
 
 
 class Lease:
@@ -57,10 +61,7 @@ class Lease:
             the resource, which refuses a smaller one than it has seen.  None for semaphores.
     """
 
-    __slots__ = (
-        "_cancelled", "_cancelling", "_event", "_reason", "_task", "fence", "hold", "owner",
-        "what",
-    )  # fmt: skip
+    __slots__ = ("_event", "_guard", "_reason", "fence", "hold", "owner", "what")
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
         self.what = what  # "lock 'invoices'", for messages
@@ -69,10 +70,7 @@ class Lease:
         self.owner: object = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
-        # The task to cancel on loss, and how often it was being cancelled when its body began.
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
-        self._cancelled = False
+        self._guard: Guard | None = None
 
     @property
     def held(self) -> bool:
@@ -109,21 +107,40 @@ class Lease:
         self._reason = reason
         if self._event is not None:
             self._event.set()
-        if self._task is not None:
-            self._cancelled = True
-            self._task.cancel(msg=f"dsync: {self.what} was lost: {reason}")
+        if self._guard is not None:
+            self._guard.cancel(f"dsync: {self.what} was lost: {reason}")
 
     def guard(self, task: "asyncio.Task[object]") -> None:
         """From now on a loss cancels the task, as the end of `asyncio.timeout()` does."""
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._guard = Guard(task)
 
     async def unguard(self, exc: BaseException | None) -> bool:
         """The body has ended with `exc`.  -> whether that is the cancel which the loss brought."""
-        task, self._task = self._task, None
-        if task is None or not self._cancelled:
-            return False
-        others = task.uncancel() > self._cancelling
+        guard, self._guard = self._guard, None
+        return guard is not None and guard.cancelled and await guard.lift(exc)
+
+    def __repr__(self) -> str:
+        state = f"{self.left:.1f} s left" if self.held else "lost"
+        return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
+
+
+class Guard:
+    """The body of an `async with`: cancelled on loss."""
+
+    __slots__ = ("cancelled", "cancelling", "task")
+
+    def __init__(self, task: "asyncio.Task[object]") -> None:
+        self.task = task
+        self.cancelling = task.cancelling()  # by others, when the body began
+        self.cancelled = False  # by us
+
+    def cancel(self, message: str) -> None:
+        self.cancelled = True
+        self.task.cancel(msg=message)
+
+    async def lift(self, exc: BaseException | None) -> bool:
+        """The body has ended with `exc`; take our cancel back.  -> whether it was our cancel."""
+        others = self.task.uncancel() > self.cancelling
         if isinstance(exc, asyncio.CancelledError):
             return not others
         # The body ended before our cancel reached it.  Meet it here, so that it hits nothing else.
@@ -133,10 +150,6 @@ class Lease:
             if others:
                 raise
         return False
-
-    def __repr__(self) -> str:
-        state = f"{self.left:.1f} s left" if self.held else "lost"
-        return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
 
 
 class Hold:
@@ -158,7 +171,7 @@ class Hold:
         self.last_fence = fence + cohort.block - 1  # of the block that is reserved
         self.tombstone = False  # an acquire of this token may still be under way
         self.lease: Lease | None = None
-        self.cap = float("inf")  # renewal does not pass it
+        self.cap = _NEVER  # renewal does not pass it
         self.length = 0.0  # seconds, as confirmed last
         self.ends = 0.0  # on the server, at the earliest
         self.deadline = 0.0  # here
@@ -166,15 +179,6 @@ class Hold:
         self.renewing = False  # a renewal is on its way
         self.failed = False  # the last renewal was neither confirmed nor refused
         self.round: dict[Hold, None] = {}
-
-    def confirmed(self, sent: float, length: float, share: float) -> None:
-        """The server has given it `length` seconds from `sent` on, or later."""
-        self.length = length
-        self.ends = sent + length
-        self.deadline = self.ends - margin(length)
-        self.failed = False
-        can_grow = self.terms.renew and self.ends < self.cap - 0.001
-        self.renew_at = sent + length * share if can_grow else float("inf")
 
     def next_length(self) -> float:
         """Seconds to ask for now."""
@@ -202,14 +206,22 @@ class Keeper:
     def confirm(self, hold: Hold, sent: float, length: float) -> None:
         """The server confirmed this hold, for `length` seconds from `sent` on."""
         hold.round.pop(hold, None)
-        hold.confirmed(sent, length, self._share)
-        key = (length, hold.renew_at == float("inf"))
+        hold.length = length
+        hold.ends = ends = sent + length
+        hold.deadline = ends - margin(length)
+        hold.failed = False
+        grows = hold.terms.renew and ends < hold.cap - 0.001
+        hold.renew_at = wake = sent + length * self._share if grows else _NEVER
+        key = (length, grows)
         try:
             hold.round = self._rounds[key]
         except KeyError:
             hold.round = self._rounds[key] = {}
         hold.round[hold] = None
-        self._wake_by(min(hold.renew_at, hold.deadline))
+        if wake is _NEVER:
+            wake = hold.deadline
+        if wake < self._wake_at or self._timer is None:
+            self._wake_by(wake)
 
     def forget(self, hold: Hold) -> None:
         """It was released or lost: no renewal starts any more."""
@@ -229,12 +241,13 @@ class Keeper:
             self._timer = None
 
     def _wake_by(self, when: float) -> None:
-        if when < self._wake_at or self._timer is None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._wake_at = when
-            delay = max(when - time.monotonic(), 0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+        if self._timer is not None:
+            if self._wake_at <= when:
+                return
+            self._timer.cancel()
+        self._wake_at = when
+        delay = max(when - time.monotonic(), 0)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def _wake(self) -> None:
         self._timer = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
 from dsync.names import tag
-from dsync.redis.link import Command, Link, Refusal, packed, words_of
+from dsync.redis.link import Link, Refusal, packed, words_of
 from dsync.redis.open import route_for
 from dsync.redis.pooled import PooledLink
 from dsync.redis.script import SCRIPTS, Script
@@ -33,11 +33,10 @@ class RedisStore:
         # Channels are named apart from keys, so an ACL can allow them by one pattern.
         self.channel = tag(namespace, "inbox", "")[1:-1]
         self.born: str | int = ""
-        self._asked_for_birth = False
         self._route = route_for(url, client, f"dsync:{client_id}", outage_timeout / 3)
         common = (
-            self._route.address, self.channel + client_id, inbox.pushed, inbox.gap, self._explain,
-            outage_timeout,
+            self._route.address, self.channel + client_id, inbox.pushed, inbox.gap, self._greet,
+            self._explain, outage_timeout,
         )  # fmt: skip
         self.link: Link
         if self._route.dial is not None:
@@ -52,22 +51,18 @@ class RedisStore:
     def at(self, kind: str, name: str) -> "RedisRecord":
         return RedisRecord(self, tag(self.namespace, kind, name))
 
-    def call(self, command: Command, done: Done) -> None:
-        if not self._asked_for_birth:
-            self._asked_for_birth = True
-            self.link.call(("TIME",), self._note_birth)
-        self.link.call(command, done)
+    def _greet(self) -> Call:
+        return Call(("TIME",), self._note_birth, time.monotonic())
 
     def _note_birth(self, call: Call) -> None:
-        if isinstance(call.reply, list | tuple):  # redis-py makes a tuple of it
+        # redis-py makes a tuple of it.
+        if isinstance(call.reply, list | tuple) and self.born == "":
             self.born = int(call.reply[0]) * 1_000_000 + int(call.reply[1])
-        else:
-            self._asked_for_birth = False
 
     async def ask(self, *command: Any) -> Any:
         """The reply to one command, for what is not urgent."""
         future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
-        self.call(command, lambda call: None if future.done() else future.set_result(call))
+        self.link.call(command, lambda call: None if future.done() else future.set_result(call))
         call = await future
         if isinstance(call.reply, BaseException):
             raise call.reply
@@ -119,14 +114,14 @@ class RedisRecord:
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         script = SCRIPTS[transition]
-        self.store.call((*self._head(script), *script.values(args)), done)
+        self.store.link.call((*self._head(script), *script.values(args)), done)
 
     def bind(self, transition: str, /, **args: Arg) -> Bound:
         # The command as it goes over the wire, cut at the token.
         script = SCRIPTS[transition]
         words = (*self._head(script), *script.values({**args, "token": ""}))
         before, after = packed(*words).split(b"$0\r\n\r\n", 1)
-        call = self.store.call
+        call = self.store.link.call
 
         def run(token: str, done: Done) -> None:
             call(b"%b$%d\r\n%b\r\n%b" % (before, len(token), token.encode(), after), done)

@@ -76,6 +76,7 @@ class Link:
         channel: str,
         on_push: Callable[[list[bytes], float], None],
         on_gap: Callable[[], None],
+        greet: Callable[[], Call],
         explain: Callable[[Refusal, Call], Exception],
         outage_timeout: float,
     ) -> None:
@@ -83,6 +84,7 @@ class Link:
         self.channel = channel  # the one we listen on
         self.on_push = on_push
         self.on_gap = on_gap
+        self.greet = greet  # the first call on each connection
         self.explain = explain
         self.outage_timeout = outage_timeout
         # A reply that takes longer means that the connection is dead, or as good as.

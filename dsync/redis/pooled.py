@@ -40,6 +40,7 @@ class PooledLink(Link):
         self._client = client
         self._pump: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._greeted = False
 
     def _put(self, call: Any) -> None:
         self._backlog.append(call)
@@ -85,6 +86,9 @@ class PooledLink(Link):
     async def _send_batch(self) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         now = time.monotonic()
+        if not self._greeted:
+            self._greeted = True
+            self._backlog.appendleft(self.greet())
         while self._backlog:
             call = self._backlog.popleft()
             call.sent = now

@@ -88,6 +88,11 @@ class Proxy:
             for lane in (pair.requests, pair.replies):
                 lane.catch_up()
 
+    def held(self, way: Way) -> bytes:
+        """What a black hole has taken so far, of all connections."""
+        lanes = [getattr(pair, way) for pair in self._pairs]
+        return b"".join(data for lane in lanes for data in lane.held if data is not None)
+
     def cut(self) -> None:
         """Close every connection, both ends."""
         for pair in list(self._pairs):
@@ -160,7 +165,7 @@ class _Lane:
         self.pair = pair
         self.way = way
         self._due = 0.0  # when what came last leaves
-        self._held: list[bytes | None] = []  # None: the end
+        self.held: list[bytes | None] = []  # None: the end
 
     def arrived(self, data: bytes | None) -> None:
         proxy = self.pair.proxy
@@ -184,15 +189,15 @@ class _Lane:
     def _leave(self, data: bytes | None) -> None:
         pair = self.pair
         holding = pair.stranded or self.way in pair.proxy._holding
-        if self._held or holding or self.sink.transport is None:
-            self._held.append(data)
+        if self.held or holding or self.sink.transport is None:
+            self.held.append(data)
         elif data is None:
             pair.close()
         else:
             self.sink.transport.write(data)
 
     def catch_up(self) -> None:
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for data in held:
             self._leave(data)
 

@@ -119,6 +119,7 @@ async def test_a_lease_taken_away_before_its_body_begins_does_not_let_the_body_r
     proxy.black_hole("replies")
     await holder.release()
     assert await holder.force_release()
+    await settled(lambda: b"\nl " in proxy.held("replies"), "both messages are on their way")
     proxy.heal()
     await asyncio.gather(waiting, return_exceptions=True)
     assert began in ([], [True]), "the body ran on a lease that had been taken away"

@@ -166,3 +166,28 @@ async def test_a_stopped_holder_runs_nothing_of_its_body_after_its_lease(
     stopped.signal(signal.SIGCONT)
     await settled(lambda: stopped.did("done"), "the stopped one has ended")
     assert [event["what"] for event in stopped.events()[before:]] == ["told", "lost", "done"]
+
+
+async def test_a_waiter_stopped_while_the_lock_was_handed_to_it_does_not_believe_the_old_grant(
+    real: World, workers: Workers, queued: Any
+) -> None:
+    """Its grant ended unclaimed and another process works: it has to ask, not to start."""
+    lock = real.client().lock("x", lease=LEASE)
+    await lock.acquire()
+    stopped = workers.spawn("--lease", str(LEASE))
+    await queued(1)
+    other = workers.spawn("--lease", str(LEASE))
+    await queued(2)
+    stopped.signal(signal.SIGSTOP)
+    await lock.release()
+    await settled(lambda: other.did("step"), "the other one works", 7)
+    stopped.signal(signal.SIGCONT)
+    await queued(1)  # it has asked, and waits again
+    other.signal(signal.SIGTERM)
+    await settled(lambda: stopped.did("step"), "then it works", 3)
+    stopped.signal(signal.SIGTERM)
+    await settled(lambda: stopped.did("done"))
+    (_, first_end, first), (begin, _, second) = workers.log.holds()
+    assert (first["pid"], second["pid"]) == (other.pid, stopped.pid)
+    assert first_end <= begin
+    assert first["fence"] < second["fence"]

@@ -1,6 +1,8 @@
 """A server that hangs up, forgets its scripts, or forgets everything."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -165,6 +167,34 @@ async def test_waiters_are_served_after_everything_was_flushed(own_server: OwnSe
     assert waiter.lease is not None
     assert waiter.lease.held
     await waiter.release()
+
+
+async def test_a_server_that_stood_still_for_longer_than_a_lease_ends_it_for_both_sides(
+    own_server: OwnServer,
+) -> None:
+    """The renewals that it finds on waking came too late: they bring nothing back."""
+    lock, other = own_server.client().lock("x", lease=0.8), own_server.client().lock("x")
+    took = asyncio.Event()
+
+    async def take() -> None:
+        async with other:
+            took.set()
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(dsync.LeaseLost):
+        async with asyncio.timeout(3), lock:
+            task = asyncio.create_task(take())
+            await settled(lambda: "waiters:1" in repr(other))
+            os.kill(own_server.server.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(10)
+            finally:
+                assert not took.is_set()
+                await asyncio.sleep(0.3)  # the rest of the lease, as the server sees it
+                os.kill(own_server.server.pid, signal.SIGCONT)
+    await asyncio.wait_for(task, 3)
+    async with asyncio.timeout(2), lock:
+        pass
 
 
 async def test_calls_wait_for_a_server_that_is_down_for_a_moment(own_server: OwnServer) -> None:

@@ -1,0 +1,467 @@
+"""What cannot work is refused with an error that a person can act on, and leaves nothing behind."""
+
+import asyncio
+import math
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+import dsync
+from dsync.server import Server
+from tests.conftest import World, settled
+
+HUGE = 10**400  # more than a float can be
+
+SECONDS = [
+    (-1, ValueError),
+    (math.nan, ValueError),
+    (math.inf, ValueError),
+    (-math.inf, ValueError),
+    (HUGE, ValueError),
+    (True, TypeError),
+    ("30", TypeError),
+    ([30], TypeError),
+]
+LEASES = [*SECONDS, (0, ValueError), (0.049, ValueError), (1e9, ValueError)]
+COUNTS = [
+    (-1, ValueError),
+    (2**53, ValueError),
+    (True, TypeError),
+    (1.5, TypeError),
+    ("1", TypeError),
+]
+NAMES = [
+    ("", ValueError),
+    ("\ud800", ValueError),
+    (None, TypeError),
+    (b"x", TypeError),
+    (5, TypeError),
+]
+NO_LIMIT = [("max_hold", LEASES), ("max_waiters", COUNTS)]
+TERMS = [
+    *(("lease", value, error) for value, error in [*LEASES, (None, TypeError)]),
+    *((what, value, error) for what, values in NO_LIMIT for value, error in values),
+    *(("renew", value, TypeError) for value in (1, 0, None, "yes")),
+    *(("fair", value, TypeError) for value in (1, None)),
+    *(("on_lost", value, ValueError) for value in ("canel", "", None, True)),
+]
+
+
+def says(raised: pytest.ExceptionInfo[Exception], argument: str, value: object) -> None:
+    """The message names the argument and shows the value, unless it is longer than a message."""
+    text = str(raised.value)
+    assert argument in text
+    if value != "" and value != HUGE:
+        assert repr(value) in text
+
+
+@pytest.mark.parametrize(("argument", "value", "error"), TERMS)
+@pytest.mark.parametrize("factory", ["lock", "semaphore", "bounded_semaphore"])
+def test_terms_are_checked_where_an_object_is_made(
+    factory: str, argument: str, value: object, error: type[Exception]
+) -> None:
+    client = dsync.connect("memory://")
+    with pytest.raises(error) as raised:
+        getattr(client, factory)("x", **{argument: value})
+    assert type(raised.value) is error
+    says(raised, argument, value)
+    assert not client._cohorts, "something was made"
+
+
+@pytest.mark.parametrize(("value", "error"), [*COUNTS, (None, TypeError), (math.nan, TypeError)])
+def test_the_value_of_a_semaphore_is_a_count(value: Any, error: type[Exception]) -> None:
+    client = dsync.connect("memory://")
+    for make in (client.semaphore, client.bounded_semaphore):
+        with pytest.raises(error) as raised:
+            make("x", value)
+        says(raised, "value", value)
+    assert not client._cohorts
+
+
+@pytest.mark.parametrize(("value", "error"), NAMES)
+def test_a_name_is_a_text_that_is_not_empty(value: Any, error: type[Exception]) -> None:
+    client = dsync.connect("memory://")
+    for make in (client.lock, client.semaphore, client.bounded_semaphore):
+        with pytest.raises(error) as raised:
+            make(value)
+        says(raised, "name", value)
+    with pytest.raises(error) as raised:
+        dsync.connect("memory://", namespace=value)
+    says(raised, "namespace", value)
+
+
+@pytest.mark.parametrize(("value", "error"), [*SECONDS, (0, ValueError), (None, TypeError)])
+def test_outage_timeout_is_a_number_of_seconds(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        dsync.connect("memory://", outage_timeout=value)
+    says(raised, "outage_timeout", value)
+
+
+@pytest.mark.parametrize(("value", "error"), SECONDS)
+async def test_a_timeout_is_a_number_of_seconds(
+    world: World, value: Any, error: type[Exception]
+) -> None:
+    client = world.client()
+    for thing in (client.lock("x"), client.semaphore("x")):
+        with pytest.raises(error) as raised:
+            await thing.acquire(timeout=value)
+        says(raised, "timeout", value)
+        assert not thing.locked()
+    assert await world.keys() == {}
+
+
+@pytest.mark.parametrize(("value", "error"), [*COUNTS, (None, TypeError)])
+async def test_resize_takes_a_count(world: World, value: Any, error: type[Exception]) -> None:
+    semaphore = world.client().semaphore("x", 2)
+    with pytest.raises(error) as raised:
+        await semaphore.resize(value)
+    says(raised, "value", value)
+    assert await world.keys() == {}
+
+
+@pytest.mark.parametrize("label", ["größe", "two words", "a\nb", "tab\there", "{x}:y", "🔒", "x" * 500])
+async def test_any_text_can_be_a_label_and_a_name(world: World, label: str) -> None:
+    client = world.client(label=label, outage_timeout=2)
+    async with client.lock(label), client.semaphore(label * 10):
+        info = await client.lock(label).info()
+        assert info.holder is not None
+        assert info.holder.label == label[:40]
+
+
+# -- where to connect -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", [b"redis://h", 6379, ["redis://h"], Path("sock")])
+def test_a_url_is_a_text(url: Any) -> None:
+    with pytest.raises(TypeError) as raised:
+        dsync.connect(url)
+    says(raised, "url", url)
+
+
+def test_a_url_and_a_client_are_one_too_many() -> None:
+    with pytest.raises(TypeError, match="either a url or a redis client"):
+        dsync.Client("redis://h", redis=redis.asyncio.Redis())
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("", "unknown scheme"),
+        ("localhost:6379", "unknown scheme"),
+        ("http://h:6379", "unknown scheme 'http'"),
+        ("redis://h:port", "port must be a number"),
+        ("redis://h:70000", "port must be a number"),
+        ("redis://h/one", "database must be a number, got 'one'"),
+        ("redis://h?db=one", "db"),
+        ("redis://h?socket_timeout=long", "socket_timeout"),
+        ("redis://h?no_such_option=1", "no_such_option"),
+        ("unix://", "names no socket"),
+        ("unix:///", "names no socket"),
+        ("redis://[::1", "redis://[::1"),
+    ],
+)
+def test_an_unusable_url_is_refused_at_once_and_shown(url: str, complaint: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        dsync.connect(url)
+    assert complaint in str(raised.value)
+    assert repr(url) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@h",
+        "redis://:hunter2@h:port",
+        "redis://user:hunter2@h/one",
+        "redis://user:hunter2@[::1",
+        # Passwords that somebody forgot to escape.
+        "redis://user:hunter2#x@h:6379",
+        "redis://user:x#hunter2@h:6379",
+        "redis://user:hunter2/x@h:6379",
+        "redis://user:x?hunter2@h:6379",
+        # redis-py takes it from here as well.
+        "redis://h/one?password=hunter2",
+    ],
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        dsync.connect(url)
+    shown: BaseException | None = raised.value
+    while shown is not None:
+        assert "hunter2" not in str(shown)
+        shown = shown.__cause__
+
+
+async def refusal(url: str, **kwargs: Any) -> tuple[str, float]:
+    """What the error says that connecting ends with, and how long that took."""
+    before = asyncio.all_tasks()
+    client = dsync.connect(url, **kwargs)
+    began = time.monotonic()
+    with pytest.raises(dsync.StoreUnavailable) as raised:
+        await client
+    took = time.monotonic() - began
+    with pytest.raises(dsync.StoreUnavailable):
+        await client.lock("x").acquire()
+    await client.aclose()
+    await settled(lambda: asyncio.all_tasks() == before, "no task is left")
+    assert "hunter2" not in str(raised.value)
+    return str(raised.value), took
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+AT_ONCE = 0.5
+
+
+async def test_nobody_at_that_port_is_told_after_outage_timeout() -> None:
+    port = free_port()
+    text, took = await refusal(f"redis://:hunter2@127.0.0.1:{port}", outage_timeout=0.3)
+    assert f"127.0.0.1:{port} could not be asked for 0.3 s" in text
+    assert "refused" in text
+    assert 0.29 < took < 0.3 + AT_ONCE
+
+
+async def test_no_socket_at_that_path_is_told_after_outage_timeout(tmp_path: Path) -> None:
+    text, took = await refusal(f"unix://{tmp_path}/sock", outage_timeout=0.3)
+    assert f"{tmp_path}/sock could not be asked for 0.3 s" in text
+    assert took < 0.3 + AT_ONCE
+
+
+async def test_an_unknown_host_is_told_after_outage_timeout() -> None:
+    text, _ = await refusal("redis://no-such-host.invalid", outage_timeout=0.3)
+    assert "no-such-host.invalid:6379 could not be asked" in text
+
+
+async def test_a_database_that_is_not_there_is_told_at_once(server_url: str) -> None:
+    text, took = await refusal(server_url.rpartition("/")[0] + "/9999")
+    assert "has no such database" in text
+    assert took < AT_ONCE
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    """A server that wants a password."""
+    with Server.start(port=0, extra_args=("--requirepass", "hunter2")) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("login", "complaint"),
+    [
+        ("", "wants a password"),
+        (":hunter22@", "refused the user name or password"),
+        ("nobody:hunter2@", "refused the user name or password"),
+    ],
+)
+async def test_a_wrong_or_missing_password_is_told_at_once(
+    guarded: Server, login: str, complaint: str
+) -> None:
+    text, took = await refusal(guarded.url.replace("//", f"//{login}"))
+    assert complaint in text
+    assert "redis://" in text, "it says how to give one"
+    assert took < AT_ONCE
+
+
+async def test_the_right_password_is(guarded: Server) -> None:
+    async with dsync.connect(guarded.url.replace("//", "//:hunter2@")) as client:
+        async with client.lock("x"):
+            pass
+
+
+async def test_tls_to_a_port_without_is_told_for_what_it_is(server_url: str) -> None:
+    """The server takes our greeting for half a line, and says nothing."""
+    text, took = await refusal(server_url.replace("redis://", "rediss://"), outage_timeout=0.6)
+    assert "TLS" in text or "rediss" in text
+    assert took < 0.6 + AT_ONCE
+
+
+@pytest.fixture(scope="module")
+def tls_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A Redis that speaks TLS, with a certificate of its own making."""
+    binary, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if binary is None or openssl is None:
+        pytest.skip("the embedded server has no TLS, and here is no redis-server with openssl")
+    home = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", home / "key.pem",
+         "-out", home / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    port = free_port()
+    options = [
+        "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", "",
+        "--tls-cert-file", home / "cert.pem", "--tls-key-file", home / "key.pem",
+        "--tls-ca-cert-file", home / "cert.pem", "--tls-auth-clients", "no",
+    ]  # fmt: skip
+    with subprocess.Popen([binary, *options], cwd=home, stdout=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    if process.poll() is not None:
+                        pytest.skip("this redis-server has no TLS either")
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+            (home / "port").write_text(str(port))
+            global CERTIFICATE
+            CERTIFICATE = str(home / "cert.pem")
+            yield port
+        finally:
+            process.kill()
+
+
+CERTIFICATE = ""
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_told_at_once(tls_port: int) -> None:
+    text, took = await refusal(f"rediss://127.0.0.1:{tls_port}")
+    assert "certificate" in text
+    assert "ssl_ca_certs" in text
+    assert took < AT_ONCE
+
+
+async def test_with_its_ca_tls_works(tls_port: int) -> None:
+    url = f"rediss://127.0.0.1:{tls_port}?ssl_ca_certs={CERTIFICATE}"
+    async with dsync.connect(url) as client:
+        async with client.lock("x") as lease:
+            assert lease.held
+
+
+async def test_no_tls_to_a_port_with_it_is_told(tls_port: int) -> None:
+    text, took = await refusal(f"redis://127.0.0.1:{tls_port}", outage_timeout=0.5)
+    assert f"127.0.0.1:{tls_port}" in text
+    assert took < 0.5 + AT_ONCE
+
+
+# -- what else may live under our keys ------------------------------------------------------------
+
+PARTS = ("state", "holders", "waiters", "alive", "left")
+
+
+async def foreign(world: World, key: str, kind: str) -> object:
+    """Put something under `key`; -> how it looks."""
+    if kind == "string":
+        await world.admin.set(key, "mine", px=60_000)
+    elif kind == "list":
+        await world.admin.rpush(key, "mine")
+    elif kind == "hash":
+        await world.admin.hset(key, "mine", "1")
+    await world.admin.pexpire(key, 60_000)
+    return await world.admin.dump(key)
+
+
+@asynccontextmanager
+async def keeps(world: World, *keys: str) -> AsyncIterator[None]:
+    before = {key: await world.admin.dump(key) for key in keys}
+    yield
+    for key, value in before.items():
+        assert await world.admin.dump(key) == value, f"{key} was changed"
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "hash"])
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_foreign_value_under_our_key_is_left_alone(
+    real: World, part: str, kind: str
+) -> None:
+    client = real.client()
+    lock = client.lock("x")
+    key = real.key("lock", "x", part)
+    await foreign(real, key, kind)
+    async with keeps(real, key):
+        try:
+            await lock.acquire()
+        except dsync.ForeignKey as exc:
+            assert real.key("lock", "x", "")[:-1] in str(exc)
+            assert "another namespace" in str(exc)
+        else:
+            assert part != "state", "it did not look at the state"
+            assert part != "holders"
+            await lock.release()
+        if part in ("state", "holders"):
+            with pytest.raises(dsync.ForeignKey):
+                await lock.info()
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "hash"])
+@pytest.mark.parametrize("part", ["waiters", "alive", "left"])
+async def test_a_waiter_who_meets_a_foreign_value_leaves_no_trace(
+    real: World, part: str, kind: str
+) -> None:
+    holder, other = real.client().lock("x"), real.client().lock("x")
+    await holder.acquire()
+    key = real.key("lock", "x", part)
+    await foreign(real, key, kind)
+    async with keeps(real, key):
+        with pytest.raises(dsync.ForeignKey):
+            await other.acquire(timeout=2)
+    await real.admin.delete(key)
+    info = await holder.info()
+    assert info.waiters == ()
+    await holder.release()
+
+
+async def test_a_newer_record_is_not_touched(real: World) -> None:
+    client = real.client()
+    lock, semaphore = client.lock("x"), client.semaphore("x", 2)
+    keys = [real.key(kind, "x", "state") for kind in ("lock", "semaphore")]
+    for key in keys:
+        await real.admin.hset(key, mapping={"schema": 2, "limit": 7})
+        await real.admin.pexpire(key, 60_000)
+    async with keeps(real, *keys):
+        for step in (
+            lock.acquire, lock.try_acquire, lock.info, lock.force_release, semaphore.acquire,
+            semaphore.info, lambda: semaphore.resize(3), semaphore.release,
+        ):  # fmt: skip
+            with pytest.raises(dsync.SchemaMismatch, match=r"schema 2, this one knows 1"):
+                await step()
+    assert set(await real.keys()) == set(keys)
+
+
+async def test_one_waiter_more_than_allowed_is_turned_away(world: World) -> None:
+    holder = world.client().lock("x")
+    crowd = world.client().lock("x", max_waiters=2)
+    await holder.acquire()
+    waiting = [asyncio.create_task(crowd.acquire()) for _ in range(2)]
+    key = world.key("lock", "x", "waiters")
+    if world.admin is not None:
+        await settled(lambda: queued(world, key), "they wait")
+    else:
+        await asyncio.sleep(0)
+    with pytest.raises(dsync.TooManyWaiters, match=r"lock 'x': 2 tasks .*max_waiters=2"):
+        await crowd.acquire()
+    await holder.release()
+    for _ in waiting:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await crowd.release()
+    await asyncio.gather(*waiting)
+
+
+async def queued(world: World, key: str) -> bool:
+    return bool(await world.admin.zcard(key))
+
+
+async def test_nothing_is_left_of_what_was_refused(real: World) -> None:
+    client = real.client()
+    with pytest.raises(ValueError):
+        client.lock("x", lease=-1)
+    with pytest.raises(ValueError):
+        await client.lock("x").acquire(timeout=-1)
+    await client.aclose()
+    assert await real.keys() == {}
+    names = [each["name"] for each in await real.admin.client_list()]
+    assert not [name for name in names if client.client_id in name]
