@@ -17,7 +17,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/.installed-demo ## all primitives at work, live, on a server of its own
+demo: .venv/.installed-demo ## the primitives at work, live, on a server of its own
 	@$(BIN)/dsync demo $(ARGS)
 
 serve: .venv/.installed-demo ## a Valkey to play with, until Ctrl-C
