@@ -45,14 +45,19 @@ NAMES = [
     (b"x", TypeError),
     (5, TypeError),
 ]
-NO_LIMIT = [("max_hold", LEASES), ("max_waiters", COUNTS)]
 TERMS = [
     *(("lease", value, error) for value, error in [*LEASES, (None, TypeError)]),
-    *((what, value, error) for what, values in NO_LIMIT for value, error in values),
+    *(("max_hold", value, error) for value, error in LEASES),
+    *(("max_waiters", value, error) for value, error in COUNTS),
     *(("renew", value, TypeError) for value in (1, 0, None, "yes")),
     *(("fair", value, TypeError) for value in (1, None)),
     *(("on_lost", value, ValueError) for value in ("canel", "", None, True)),
 ]
+
+
+def short(value: object) -> str | None:
+    """The name of a parameter that is too long to print."""
+    return "huge" if value == HUGE else None
 
 
 def says(raised: pytest.ExceptionInfo[Exception], argument: str, value: object) -> None:
@@ -63,7 +68,7 @@ def says(raised: pytest.ExceptionInfo[Exception], argument: str, value: object) 
         assert repr(value) in text
 
 
-@pytest.mark.parametrize(("argument", "value", "error"), TERMS)
+@pytest.mark.parametrize(("argument", "value", "error"), TERMS, ids=short)
 @pytest.mark.parametrize("factory", ["lock", "semaphore", "bounded_semaphore"])
 def test_terms_are_checked_where_an_object_is_made(
     factory: str, argument: str, value: object, error: type[Exception]
@@ -98,14 +103,14 @@ def test_a_name_is_a_text_that_is_not_empty(value: Any, error: type[Exception]) 
     says(raised, "namespace", value)
 
 
-@pytest.mark.parametrize(("value", "error"), [*SECONDS, (0, ValueError), (None, TypeError)])
+@pytest.mark.parametrize(("value", "error"), [*SECONDS, (0, ValueError), (None, TypeError)], ids=short)
 def test_outage_timeout_is_a_number_of_seconds(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error) as raised:
         dsync.connect("memory://", outage_timeout=value)
     says(raised, "outage_timeout", value)
 
 
-@pytest.mark.parametrize(("value", "error"), SECONDS)
+@pytest.mark.parametrize(("value", "error"), SECONDS, ids=short)
 async def test_a_timeout_is_a_number_of_seconds(
     world: World, value: Any, error: type[Exception]
 ) -> None:
@@ -228,7 +233,6 @@ async def test_nobody_at_that_port_is_told_after_outage_timeout() -> None:
     port = free_port()
     text, took = await refusal(f"redis://:hunter2@127.0.0.1:{port}", outage_timeout=0.3)
     assert f"127.0.0.1:{port} could not be asked for 0.3 s" in text
-    assert "refused" in text
     assert 0.29 < took < 0.3 + AT_ONCE
 
 
@@ -395,6 +399,7 @@ async def test_a_foreign_value_under_our_key_is_left_alone(
         if part in ("state", "holders"):
             with pytest.raises(dsync.ForeignKey):
                 await lock.info()
+    await real.admin.delete(key)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])

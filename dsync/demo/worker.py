@@ -110,7 +110,7 @@ class Worker:
 async def work(number: int, directory: Path, namespace: str, journal: Journal) -> None:
     # The URL is in $DSYNC_URL: a command line is no place for a password.
     async with dsync.connect(
-        namespace=namespace, label=f"worker-{number}", outage_timeout=5
+        namespace=namespace, label=f"worker-{number}", outage_timeout=2
     ) as client:
         await Worker(client, directory, journal).run()
 
