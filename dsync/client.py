@@ -33,8 +33,8 @@ _clients: "WeakSet[Client]" = WeakSet()
 def _note_fork() -> None:
     """In the child: no client is ours."""
     for client in _clients:
-        client._forked = True
-        client._entered = None
+        client.forked = True
+        client.store.disown()
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -92,7 +92,7 @@ class Client:
         self._warned: set[str] = set()
         self._counter = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._forked = False
+        self.forked = False  # this is a child of the process that made it
         self._closed = False
         # The loop, as long as nothing stands against using the client on it.
         self._entered: asyncio.AbstractEventLoop | None = None
@@ -187,17 +187,17 @@ class Client:
 
     def enter(self) -> None:
         """Called before anything is asked: this loop, this process, and open."""
+        if self.forked:
+            raise RuntimeError(
+                f"{self!r} was made before a fork and belongs to the parent process; "
+                "make a client in the child"
+            )
         if self._entered is not asyncio.get_running_loop():
             self._check_in()
 
     def _check_in(self) -> None:
         if self._closed:
             raise ClientClosed(f"{self!r} is closed: make a new one with dsync.connect()")
-        if self._forked:
-            raise RuntimeError(
-                f"{self!r} was made before a fork and belongs to the parent process; "
-                "make a client in the child"
-            )
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
@@ -327,9 +327,10 @@ class Client:
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits or holds asks again."""
         started = time.monotonic()
+        # Holders first: who hears of a loss must hear of it before a waiter here gets its turn.
+        self.keeper.renew_now()
         for cohort in set(self.homes.values()):
             cohort.ask_all()
-        self.keeper.renew_now()
         log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
 
 

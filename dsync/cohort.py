@@ -93,6 +93,13 @@ class Cohort(Line):
 
     async def try_acquire(self, terms: Terms) -> Lease | None:
         """A permit if one is free and nobody waits for it, else None."""
+        while True:
+            lease = await self._try_acquire(terms)
+            if lease is None or lease.held:
+                return lease
+            self._put_away(lease)  # it ended before this task ran
+
+    async def _try_acquire(self, terms: Terms) -> Lease | None:
         self.client.enter()
         if self.waiters:
             return None
@@ -108,6 +115,8 @@ class Cohort(Line):
         """End a lease: pass its permit on here, or release it in the store.  Raises LeaseLost."""
         hold = lease.hold
         assert hold is not None
+        if self.client.forked:
+            self.client.enter()  # raises: it is the parent's
         if hold.lease is not lease:
             # The store may still have us as the holder: the body has ended, let it go.
             self._abandon_token(hold.token)
@@ -368,8 +377,10 @@ class Cohort(Line):
         hold.lease = lease = Lease(self.what, hold, fence)
         waiter.future.set_result(lease)
 
-    def _join(self, waiter: Waiter) -> None:
+    def _enter(self) -> None:
         self.client.enter()
+
+    def _join(self, waiter: Waiter) -> None:
         self._check_room(waiter.terms)
         if waiter.terms.alone:
             waiter.request = self._ask(waiter.terms, waiter)

@@ -54,6 +54,8 @@ class Holding:
         # What this object holds, by the task that acquired it, the oldest first; leases that were
         # lost stay until they are released.  No list is empty.
         self._held: dict[object, list[Lease]] = {}
+        # The leases of `async with` bodies that have begun, by task, the innermost last.
+        self._inside: dict[object, list[Lease]] = {}
 
     async def _acquire(self, timeout: float | None) -> Lease:
         if timeout is not None:
@@ -101,6 +103,25 @@ class Holding:
                 return own[0]
         return next(iter(held.values()))[0]
 
+    def _leave_body(self) -> Lease:
+        """The lease that the body which ends now began with."""
+        task: object = asyncio.current_task()
+        if task not in self._inside:
+            # Left by another task than entered: an exit stack, a fixture.
+            task = next(iter(self._inside))
+        leases = self._inside[task]
+        entered = leases.pop()
+        if not leases:
+            del self._inside[task]
+        return entered
+
+    def _to_end(self, entered: Lease) -> Lease:
+        """What the end of a body releases: its lease, or another that its task acquired since."""
+        mine = self._held.get(entered.owner)
+        if not mine:
+            raise NotHeld(self._named("Lock is not acquired."))
+        return entered if entered in mine else mine[-1]
+
     def _held_by_anyone(self) -> Lease:
         """The lease that a release ends; raises what asyncio does where there is none."""
         lease = self._pick()
@@ -141,10 +162,11 @@ class Holding:
 
     async def __aenter__(self) -> Lease:
         lease = await self._acquire(None)
+        task = asyncio.current_task()
         if lease.hold is not None and self._terms.on_lost == "cancel":
-            task = asyncio.current_task()
             assert task is not None
             lease.guard(task)
+        self._inside.setdefault(task, []).append(lease)
         return lease
 
     async def __aexit__(
@@ -153,12 +175,10 @@ class Holding:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        task = asyncio.current_task()
-        mine = self._held.get(task)
-        lease = mine[-1] if mine else self._held_by_anyone()
-        our_cancel = await lease.unguard(exc)
+        entered = self._leave_body()
+        our_cancel = await entered.unguard(exc)
         try:
-            await self._give_back(lease)
+            await self._give_back(self._to_end(entered))
         except DsyncError as error:
             if exc is None or our_cancel:
                 raise error from exc

@@ -1,6 +1,7 @@
 """Line: the tasks of this process that wait for one thing, in order of arrival."""
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,22 @@ class Line:
         self.waiters: deque[Waiter] = deque()
 
     async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
-        """Wait for a lease.  Nothing stays behind if it raises."""
+        """Wait for a lease that is ours when this returns.  Nothing stays behind if it raises."""
+        lease = await self._acquire(terms, timeout)
+        if lease.held:
+            return lease
+        # It ended between the moment it was granted and the moment this task ran: the loop stood
+        # still.  A body must not begin on it.
+        began = time.monotonic()
+        while True:
+            self._put_away(lease)
+            left = None if timeout is None else max(timeout - (time.monotonic() - began), 0)
+            lease = await self._acquire(terms, left)
+            if lease.held:
+                return lease
+
+    async def _acquire(self, terms: Terms, timeout: float | None) -> Lease:
+        self._enter()
         if timeout == 0:
             lease = await self.try_acquire(terms)
             if lease is None:
@@ -84,6 +100,9 @@ class Line:
         """How things stand, for the message of a timeout."""
         raise NotImplementedError
 
+    def _enter(self) -> None:
+        """Raise what stands against waiting here at all."""
+
     def _join(self, waiter: Waiter) -> None:
         raise NotImplementedError
 
@@ -113,10 +132,14 @@ class Line:
         # Granted and cancelled at once: the cancel wins, the lease goes to the next.
         lease = future.result()
         if lease is not None:
-            try:
-                self.give_back(lease)
-            except DsyncError:
-                pass  # lost: nothing to pass on
+            self._put_away(lease)
+
+    def _put_away(self, lease: Lease) -> None:
+        """Give back what nobody will use."""
+        try:
+            self.give_back(lease)
+        except DsyncError:
+            pass  # lost: there is nothing to give back
 
     def _time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():

@@ -89,6 +89,10 @@ class Store(Protocol):
         """The record of the primitive `name` of this `kind`; nothing is created by looking."""
         ...
 
+    def disown(self) -> None:
+        """This is a forked child: what is connected belongs to the parent, never touch it."""
+        ...
+
     def check(self) -> Awaitable[None]:
         """Ask the server for a sign of life; StoreUnavailable where there is none."""
         ...

@@ -16,7 +16,7 @@ import redis.asyncio
 
 import dsync
 from dsync.server import Server
-from tests.conftest import World, settled
+from tests.conftest import World, left_running, settled
 
 HUGE = 10**400  # more than a float can be
 
@@ -216,7 +216,7 @@ async def refusal(url: str, **kwargs: Any) -> tuple[str, float]:
     with pytest.raises(dsync.StoreUnavailable):
         await client.lock("x").acquire()
     await client.aclose()
-    await settled(lambda: asyncio.all_tasks() == before, "no task is left")
+    await settled(lambda: not left_running(before), lambda: f"left: {left_running(before)}")
     assert "hunter2" not in str(raised.value)
     return str(raised.value), took
 

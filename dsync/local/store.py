@@ -96,6 +96,9 @@ class MemoryStore:
     def at(self, kind: str, name: str) -> "MemoryRecord":
         return MemoryRecord(self, tag(self.namespace, kind, name))
 
+    def disown(self) -> None:
+        """Memory is copied by a fork: nothing is shared that could be harmed."""
+
     async def check(self) -> None:
         _ = self.memory
 

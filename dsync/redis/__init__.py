@@ -68,6 +68,9 @@ class RedisStore:
             raise call.reply
         return call.reply
 
+    def disown(self) -> None:
+        self.link.disown()
+
     async def check(self) -> None:
         await self.ask("PING")
 

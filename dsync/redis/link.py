@@ -97,6 +97,7 @@ class Link:
         self._inflight: deque[Call] = deque()  # sent and not answered, in order
         self._delayed: set[Call] = set()  # refused for now, waits out a backoff
         self._watch: asyncio.TimerHandle | None = None
+        self._watch_at = float("inf")  # when it fires, time.monotonic()
         self._drained: list[asyncio.Future[None]] = []
 
     def call(self, command: Command, done: Done) -> Call:
@@ -106,9 +107,8 @@ class Link:
             call.reply = ClientClosed("the client is closed: make a new one with dsync.connect()")
             done(call)
             return call
+        self._watch_by(call.issued + self.outage_timeout)
         self._put(call)
-        if self._watch is None:
-            self._look_out()
         return call
 
     def _put(self, call: Call) -> None:
@@ -118,6 +118,10 @@ class Link:
     def _hang_up(self, trouble: BaseException) -> None:
         """Give up the connection, put what it leaves unanswered back, get another."""
         raise NotImplementedError
+
+    def disown(self) -> None:
+        """In a forked child: send nothing any more, and leave the parent's connection alone."""
+        self.closed = True
 
     async def drain(self) -> None:
         """Return when everything called so far is answered or has failed."""
@@ -183,18 +187,28 @@ class Link:
             self._delayed.remove(call)
             self._put(call)
 
+    def _watch_by(self, when: float) -> None:
+        """See to it that somebody looks out at this time or earlier."""
+        if when < self._watch_at:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch_at = when
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(max(when - time.monotonic(), 0.001), self._look_out)
+
     def _look_out(self) -> None:
         """Find what has taken too long, and look again when something else could have."""
-        self._watch = None
+        self._watch, self._watch_at = None, float("inf")
         now = time.monotonic()
         if self._inflight and self._inflight[0].sent + self.reply_timeout <= now:
             self._hang_up(TimeoutError(f"no reply within {self.reply_timeout:.1f} s"))
         self._give_up()
-        ends = [self._inflight[0].sent + self.reply_timeout] if self._inflight else []
-        ends += [call.issued + self.outage_timeout for call in self._backlog]
-        if ends and not self.closed:
-            loop = asyncio.get_running_loop()
-            self._watch = loop.call_later(max(min(ends) - now, 0.001), self._look_out)
+        if self.closed:
+            return
+        if self._inflight:
+            self._watch_by(self._inflight[0].sent + self.reply_timeout)
+        if self._backlog:
+            self._watch_by(min(call.issued for call in self._backlog) + self.outage_timeout)
 
     def _give_up(self) -> None:
         """Fail the calls that have waited for a connection for `outage_timeout`."""

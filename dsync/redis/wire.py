@@ -96,6 +96,7 @@ class Wire(Link):
         super().__init__(*args)
         self._dial = dial  # -> a connected redis.asyncio Connection
         self._connection: Connection | None = None
+        self._disowned: Connection | None = None
         self._dialling: asyncio.Task[None] | None = None
         # The SUBSCRIBE among what is in flight: its answer is a push, or an error reply.
         self._subscribe: Call | None = None
@@ -105,9 +106,10 @@ class Wire(Link):
     def call(self, command: Command, done: Done) -> Call:
         # The ordinary case of Link.call() in one piece: it is what every acquire pays for.
         connection = self._connection
-        if connection is None or self._watch is None:
+        now = time.monotonic()
+        if connection is None or self._watch_at > now + self.reply_timeout:
             return super().call(command, done)
-        call = Call(command, done, time.monotonic())
+        call = Call(command, done, now)
         call.attempts = 1
         self._inflight.append(call)
         connection.write(command if type(command) is bytes else packed(*command))
@@ -124,6 +126,7 @@ class Wire(Link):
         call.sent = time.monotonic()
         call.attempts += 1
         self._inflight.append(call)
+        self._watch_by(call.sent + self.reply_timeout)
         assert self._connection is not None
         command = call.command
         self._connection.write(command if type(command) is bytes else packed(*command))
@@ -219,6 +222,11 @@ class Wire(Link):
     def _hang_up(self, trouble: BaseException) -> None:
         if self._connection is not None:
             self._connection.close(trouble)
+
+    def disown(self) -> None:
+        super().disown()
+        # Kept, for closing it here would take it out of the parent's selector as well.
+        self._disowned, self._connection = self._connection, None
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -273,3 +273,46 @@ async def test_fences_grow_after_the_store_lost_its_data(world: World) -> None:
         assert before is not None
         assert lease.fence is not None
         assert lease.fence > before
+
+
+async def test_a_body_that_releases_after_a_loss_leaves_others_alone(world: World) -> None:
+    lock = world.client().lock("x", lease=0.3, renew=False, on_lost="flag")
+    taken = asyncio.Event()
+
+    async def second() -> dsync.Lease:
+        await lock.acquire(timeout=5)
+        taken.set()
+        lease = lock.lease
+        assert lease is not None
+        return lease
+
+    task = None
+    with pytest.raises(dsync.NotHeld):
+        async with lock as lease:
+            await lease.lost.wait()
+            task = asyncio.create_task(second())
+            await taken.wait()
+            with pytest.raises(dsync.LeaseLost):
+                lock.release()
+    assert task is not None
+    assert (await task).held
+    await lock.release()
+
+
+async def test_a_lock_may_be_entered_by_one_task_and_left_by_another(world: World) -> None:
+    lock = world.client().lock("x")
+    await asyncio.create_task(lock.__aenter__())
+    assert lock.locked()
+    await asyncio.create_task(lock.__aexit__(None, None, None))
+    assert await lock.locked() is False
+
+
+async def test_a_body_may_release_and_acquire_again(world: World) -> None:
+    lock = world.client().lock("x")
+    async with lock:
+        lock.release()
+        await lock.acquire()
+    assert await lock.locked() is False
+    with pytest.raises(RuntimeError, match="Lock is not acquired"):
+        async with lock:
+            lock.release()
