@@ -185,20 +185,21 @@ class Client:
 
     # -- lifetime ---------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Called before anything is asked: this loop, this process, and open."""
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Called before anything is asked: this loop, this process, and open.  -> the loop"""
         if self.forked:
             raise RuntimeError(
                 f"{self!r} was made before a fork and belongs to the parent process; "
                 "make a client in the child"
             )
-        if self._entered is not asyncio.get_running_loop():
-            self._check_in()
+        loop = asyncio.get_running_loop()
+        if self._entered is not loop:
+            self._check_in(loop)
+        return loop
 
-    def _check_in(self) -> None:
+    def _check_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._closed:
             raise ClientClosed(f"{self!r} is closed: make a new one with dsync.connect()")
-        loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
                 raise RuntimeError(

@@ -66,8 +66,8 @@ class Cohort(Line):
         # Those of them that stand for whoever is next here.
         self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
-        # Bound once, used often: acquiring by its terms, releasing with and without a tombstone.
-        self._acquires: dict[tuple[float, int], Bound] = {}
+        # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
+        self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
         self._stamped: int | str = 0
         release = partial(
             self.record.bind,
@@ -115,8 +115,9 @@ class Cohort(Line):
         """End a lease: pass its permit on here, or release it in the store.  Raises LeaseLost."""
         hold = lease.hold
         assert hold is not None
-        if self.client.forked:
-            self.client.enter()  # raises: it is the parent's
+        client = self.client
+        if client.forked:
+            client.enter()  # raises: it is the parent's
         if hold.lease is not lease:
             # The store may still have us as the holder: the body has ended, let it go.
             self._abandon_token(hold.token)
@@ -126,7 +127,9 @@ class Cohort(Line):
             self.expire(hold)
             self._abandon_token(hold.token)
             raise lease.error()
-        waiter = self._next_waiter() if self._may_pass(hold, now) else None
+        waiter = None
+        if self.waiters and self._may_pass(hold, now):
+            waiter = self._next_waiter()
         if waiter is not None:
             hold.fence += 1
             hold.terms = waiter.terms
@@ -136,7 +139,7 @@ class Cohort(Line):
                 self.renew(hold, self.block)
             return DONE
         self._drop(hold)
-        reply: Reply[None] = Reply(report=self.client.report)
+        reply: Reply[None] = Reply(report=client.report)
         done = partial(self._released, reply, lease)
         if hold.tombstone:
             self._release_buried(hold.token, done)
@@ -240,12 +243,11 @@ class Cohort(Line):
         lease = request.terms.first_lease
         stamp = 0 if self.fixed else self.stamp()
         if stamp != self._stamped:
-            self._acquires.clear()
+            self._acquires = ({}, {})
             self._stamped = stamp
-        try:
-            acquire = self._acquires[lease, wait]
-        except KeyError:
-            acquire = self._acquires[lease, wait] = self.record.bind(
+        acquire = self._acquires[wait].get(lease)
+        if acquire is None:
+            acquire = self._acquires[wait][lease] = self.record.bind(
                 "permit_acquire",
                 declared=self.declared,
                 stamp=stamp,
@@ -263,10 +265,11 @@ class Cohort(Line):
             request.resent = True
         if request.token not in self.requests:
             return  # it has left meanwhile; the store hears of that behind this question
-        if isinstance(call.reply, BaseException):
-            self._refused(request, call.reply, sent=call.attempts > 0)
+        reply = call.reply
+        if type(reply) is not list:
+            self._refused(request, reply, sent=call.attempts > 0)
             return
-        code, fence_or_place, ms, waiting, limit = call.reply
+        code, fence_or_place, ms, waiting, limit = reply
         if limit != self.limit:
             self.learn_limit(limit)
         if code == 1:
@@ -309,7 +312,8 @@ class Cohort(Line):
         """The permit is ours for `length` seconds from `since` on: give it to who is next."""
         del self.requests[request.token]
         self._shared.pop(request.token, None)
-        if since + length - margin(length) <= time.monotonic():
+        deadline = since + length - margin(length)
+        if deadline <= time.monotonic():
             # The answer took longer than the lease: it is none any more.
             self._abandon_token(request.token)
             del self.client.homes[request.token]
@@ -318,7 +322,8 @@ class Cohort(Line):
         hold = Hold(self, request.token, request.terms, fence)
         hold.tombstone = request.resent or request.asking
         self._contended = None
-        self._note_waiting(waiting)
+        if waiting:
+            self._note_waiting(waiting)
         waiter = request.waiter if request.waiter is not None else self._next_waiter()
         if waiter is None or waiter.future.done():
             self._abandon_token(request.token)
@@ -328,7 +333,7 @@ class Cohort(Line):
         hold.terms = terms = waiter.terms
         if terms.max_hold is not None:
             hold.cap = time.monotonic() + terms.max_hold
-        self.client.keeper.confirm(hold, since, length)
+        self.client.keeper.confirm(hold, since, length, deadline)
         self._grant(hold, waiter)
 
     def _replace(self, request: Request) -> None:
@@ -377,13 +382,15 @@ class Cohort(Line):
         hold.lease = lease = Lease(self.what, hold, fence)
         waiter.future.set_result(lease)
 
-    def _enter(self) -> None:
-        self.client.enter()
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        return self.client.enter()
 
     def _join(self, waiter: Waiter) -> None:
-        self._check_room(waiter.terms)
-        if waiter.terms.alone:
-            waiter.request = self._ask(waiter.terms, waiter)
+        terms = waiter.terms
+        if terms.max_waiters is not None:
+            self._check_room(terms.max_waiters)
+        if terms.alone:
+            waiter.request = self._ask(terms, waiter)
         else:
             self.waiters.append(waiter)
             self._stand()
@@ -401,24 +408,22 @@ class Cohort(Line):
             "waiting; info() tells who holds it"
         )
 
-    def _check_room(self, terms: Terms) -> None:
-        if terms.max_waiters is None:
-            return
+    def _check_room(self, max_waiters: int) -> None:
         # Whom a free permit may already be on its way to does not count as waiting.
         coming = max(self.limit - len(self.holds), 0)
         if any(request.queued for request in self.requests.values()):
             coming = 0
-        if self.waiting() - coming >= terms.max_waiters:
+        if self.waiting() - coming >= max_waiters:
             raise TooManyWaiters(
                 f"{self.what}: {self.waiting()} tasks of this process wait already "
-                f"(max_waiters={terms.max_waiters}); nothing was queued"
+                f"(max_waiters={max_waiters}); nothing was queued"
             )
 
     # -- holds ----------------------------------------------------------------------------------
 
     def _may_pass(self, hold: Hold, now: float) -> bool:
         """Whether the next task here may have it, although another process may wait."""
-        if not self.waiters or hold.terms.alone:
+        if hold.terms.alone:
             return False
         if self.block and hold.fence >= hold.last_fence:
             return False
@@ -456,7 +461,7 @@ class Cohort(Line):
         if fence:
             # The holder keeps the fence it knows; the next one here gets the first of these.
             hold.fence, hold.last_fence = fence - 1, fence + self.block - 1
-        self.client.keeper.confirm(hold, call.sent, length)
+        self.client.keeper.confirm(hold, call.sent, length, call.sent + length - margin(length))
         self.learn_limit(limit)
         self._note_waiting(waiting)
 

@@ -68,10 +68,11 @@ class Holding:
 
     def _hold(self, lease: Lease) -> None:
         task = lease.owner = asyncio.current_task()
-        try:
-            self._held[task].append(lease)
-        except KeyError:
+        leases = self._held.get(task)
+        if leases is None:
             self._held[task] = [lease]
+        else:
+            leases.append(lease)
 
     async def try_acquire(self) -> bool:
         """Acquire if that needs no waiting: True, and it is held, or False, and nothing is.
@@ -135,9 +136,10 @@ class Holding:
 
     def _give_back(self, lease: Lease) -> Reply[None]:
         leases = self._held[lease.owner]
-        leases.remove(lease)
-        if not leases:
+        if len(leases) == 1:
             del self._held[lease.owner]
+        else:
+            leases.remove(lease)
         return self._cohort.give_back(lease)
 
     def locked(self) -> Reply[bool]:

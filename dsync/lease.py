@@ -178,7 +178,7 @@ class Hold:
         self.renew_at = 0.0
         self.renewing = False  # a renewal is on its way
         self.failed = False  # the last renewal was neither confirmed nor refused
-        self.round: dict[Hold, None] = {}
+        self.round: dict[Hold, None] | None = None  # of the Keeper's; None: it was never confirmed
 
     def next_length(self) -> float:
         """Seconds to ask for now."""
@@ -203,12 +203,13 @@ class Keeper:
         # One for each client, so that a fleet that started together does not renew together.
         self._share = random.uniform(0.28, 0.34)
 
-    def confirm(self, hold: Hold, sent: float, length: float) -> None:
-        """The server confirmed this hold, for `length` seconds from `sent` on."""
-        hold.round.pop(hold, None)
+    def confirm(self, hold: Hold, sent: float, length: float, deadline: float) -> None:
+        """The server confirmed this hold, for `length` seconds from `sent` on; ours ends earlier."""
+        if hold.round is not None:
+            hold.round.pop(hold, None)
         hold.length = length
         hold.ends = ends = sent + length
-        hold.deadline = ends - margin(length)
+        hold.deadline = deadline
         hold.failed = False
         grows = hold.terms.renew and ends < hold.cap - 0.001
         hold.renew_at = wake = sent + length * self._share if grows else _NEVER
@@ -225,7 +226,8 @@ class Keeper:
 
     def forget(self, hold: Hold) -> None:
         """It was released or lost: no renewal starts any more."""
-        hold.round.pop(hold, None)
+        if hold.round is not None:
+            hold.round.pop(hold, None)
 
     def renew_now(self) -> None:
         """The connection was lost and is back: find out what we still hold."""
@@ -279,7 +281,7 @@ class Keeper:
     def _renew(self, due: list[Hold]) -> None:
         """Renew a slice, and the rest after the event loop has had a turn."""
         for hold in due[: self.SLICE]:
-            if hold in hold.round and not hold.renewing and hold.terms.renew:
+            if hold.token in hold.cohort.holds and not hold.renewing and hold.terms.renew:
                 hold.cohort.renew(hold)
         if len(due) > self.SLICE:
             asyncio.get_running_loop().call_soon(self._renew, due[self.SLICE :])

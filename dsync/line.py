@@ -42,43 +42,35 @@ class Line:
 
     async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
         """Wait for a lease that is ours when this returns.  Nothing stays behind if it raises."""
-        lease = await self._acquire(terms, timeout)
-        if lease.held:
-            return lease
-        # It ended between the moment it was granted and the moment this task ran: the loop stood
-        # still.  A body must not begin on it.
-        began = time.monotonic()
+        ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            self._put_away(lease)
-            left = None if timeout is None else max(timeout - (time.monotonic() - began), 0)
-            lease = await self._acquire(terms, left)
+            loop = self._enter()
+            if timeout == 0:
+                lease = await self.try_acquire(terms)
+                if lease is None:
+                    raise self._too_late(timeout)
+                return lease
+            waiter = Waiter(loop.create_future(), terms)
+            self._join(waiter)
+            timer = None
+            if timeout is not None:
+                timer = loop.call_later(timeout, self._time_out, waiter, timeout)
+            try:
+                lease = await waiter.future
+            except BaseException:
+                self._abandon(waiter)
+                raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                self._woken(waiter)
+            assert lease is not None
             if lease.held:
                 return lease
-
-    async def _acquire(self, terms: Terms, timeout: float | None) -> Lease:
-        self._enter()
-        if timeout == 0:
-            lease = await self.try_acquire(terms)
-            if lease is None:
-                raise self._too_late(timeout)
-            return lease
-        loop = asyncio.get_running_loop()
-        waiter = Waiter(loop.create_future(), terms)
-        self._join(waiter)
-        timer = None
-        if timeout is not None:
-            timer = loop.call_later(timeout, self._time_out, waiter, timeout)
-        try:
-            lease = await waiter.future
-        except BaseException:
-            self._abandon(waiter)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._woken(waiter)
-        assert lease is not None
-        return lease
+            # It ended between the moment it was granted and the moment this task ran: the loop
+            # stood still.  A body must not begin on it.
+            self._put_away(lease)
+            timeout = None if ends is None else max(ends - time.monotonic(), 0)
 
     async def try_acquire(self, terms: Terms) -> Lease | None:
         """A lease if that needs no waiting, else None."""
@@ -100,8 +92,9 @@ class Line:
         """How things stand, for the message of a timeout."""
         raise NotImplementedError
 
-    def _enter(self) -> None:
-        """Raise what stands against waiting here at all."""
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """The running loop; raises what stands against waiting here at all."""
+        return asyncio.get_running_loop()
 
     def _join(self, waiter: Waiter) -> None:
         raise NotImplementedError

@@ -24,10 +24,10 @@ SOURCES = {
 INCLUDES = sorted(name for name in SOURCES if name.startswith("_"))
 
 BINDING = re.compile(r"local (\w+) += (?:tonumber\((KEYS|ARGV)\[(\d+)\]\)|(KEYS|ARGV)\[(\d+)\])")
-KEYWORDS = set(
-    "and break do else elseif end false for function if in local nil not or repeat return then "
-    "true until while".split()
-)
+KEYWORDS = {
+    "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local",
+    "nil", "not", "or", "repeat", "return", "then", "true", "until", "while",
+}  # fmt: skip
 # What scripts may use of Lua's and Redis's: what every server and fakeredis have.
 LIBRARY = {"ipairs", "math", "redis", "string", "tonumber"}
 
@@ -47,8 +47,11 @@ def bindings(text: str) -> tuple[dict[str, str], str]:
     _, _, body = text.partition("\n\n")
     bound: dict[str, str] = {}
     lines = body.splitlines()
-    while lines and (match := BINDING.match(lines[0])):
-        bound[match[1]] = f"{match[2] or match[4]}[{match[3] or match[5]}]"
+    while lines:
+        if match := BINDING.match(lines[0]):
+            bound[match[1]] = f"{match[2] or match[4]}[{match[3] or match[5]}]"
+        elif not lines[0].lstrip().startswith("-- ") or lines[0].startswith("-- include"):
+            break  # a comment may go on on the next line
         lines.pop(0)
     return bound, "\n".join(lines)
 

@@ -152,15 +152,18 @@ class Link:
         try:
             call.done(call)
         except Exception as exc:
-            # A bug in ours must not take the reader, and so everybody else, along.
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"dsync: {call.command!r:.80} failed on its reply", "exception": exc}
-            )
+            self._failed(call, exc)
         if self._drained and not (self._backlog or self._inflight or self._delayed):
             for waiter in self._drained:
                 if not waiter.done():
                     waiter.set_result(None)
             self._drained.clear()
+
+    def _failed(self, call: Call, exc: Exception) -> None:
+        """A bug of ours must not take the reader, and so everybody else, along."""
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"dsync: {call.command!r:.80} failed on its reply", "exception": exc}
+        )
 
     def _refused(self, call: Call, refusal: Refusal) -> None:
         call.attempts -= 1  # this one certainly did nothing

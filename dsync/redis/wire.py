@@ -190,9 +190,15 @@ class Wire(Link):
         self._answered_sent = call.sent
         if type(reply) is Refusal:
             self._refused(call, reply)
-        else:
-            call.reply = reply
+            return
+        call.reply = reply
+        if self._drained:
             self._finish(call)
+            return
+        try:
+            call.done(call)
+        except Exception as exc:
+            self._failed(call, exc)
 
     def _on_push_message(self, push: list[Any]) -> None:
         if push[0] == b"message":
