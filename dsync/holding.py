@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dsync.arguments import checked_count, checked_lease, checked_seconds
 from dsync.errors import DsyncError, NotHeld
 from dsync.lease import Lease, Terms
+from dsync.line import DONE
 from dsync.reply import Reply
 from dsync.store import Call
 
@@ -54,8 +55,8 @@ class Holding:
         # What this object holds, by the task that acquired it, the oldest first; leases that were
         # lost stay until they are released.  No list is empty.
         self._held: dict[object, list[Lease]] = {}
-        # The leases of `async with` bodies that have begun, by task, the innermost last.
-        self._inside: dict[object, list[Lease]] = {}
+        # The lease that the innermost `async with` body of each task began with.
+        self._inside: dict[asyncio.Task[object], Lease] = {}
 
     async def _acquire(self, timeout: float | None) -> Lease:
         if timeout is not None:
@@ -104,17 +105,18 @@ class Holding:
                 return own[0]
         return next(iter(held.values()))[0]
 
-    def _leave_body(self) -> Lease:
-        """The lease that the body which ends now began with."""
-        task: object = asyncio.current_task()
-        if task not in self._inside:
+    def _leave_body(self) -> "tuple[asyncio.Task[object], Lease]":
+        """The body that ends now: its task, and the lease that it began with."""
+        task = asyncio.current_task()
+        if task is None or task not in self._inside:
             # Left by another task than entered: an exit stack, a fixture.
             task = next(iter(self._inside))
-        leases = self._inside[task]
-        entered = leases.pop()
-        if not leases:
+        entered = self._inside[task]
+        if entered.outer is None:
             del self._inside[task]
-        return entered
+        else:
+            self._inside[task] = entered.outer
+        return task, entered
 
     def _to_end(self, entered: Lease) -> Lease:
         """What the end of a body releases: its lease, or another that its task acquired since."""
@@ -164,11 +166,12 @@ class Holding:
 
     async def __aenter__(self) -> Lease:
         lease = await self._acquire(None)
-        task = asyncio.current_task()
+        task = lease.owner
+        assert task is not None
         if lease.hold is not None and self._terms.on_lost == "cancel":
-            assert task is not None
             lease.guard(task)
-        self._inside.setdefault(task, []).append(lease)
+        lease.outer = self._inside.get(task)
+        self._inside[task] = lease
         return lease
 
     async def __aexit__(
@@ -177,10 +180,12 @@ class Holding:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        entered = self._leave_body()
-        our_cancel = await entered.unguard(exc)
+        task, entered = self._leave_body()
+        our_cancel = entered.unguard() and await entered.lift(task, exc)
         try:
-            await self._give_back(self._to_end(entered))
+            reply = self._give_back(self._to_end(entered))
+            if reply is not DONE:
+                await reply
         except DsyncError as error:
             if exc is None or our_cancel:
                 raise error from exc

@@ -61,16 +61,21 @@ class Lease:
             the resource, which refuses a smaller one than it has seen.  None for semaphores.
     """
 
-    __slots__ = ("_event", "_guard", "_reason", "fence", "hold", "owner", "what")
+    __slots__ = (
+        "_cancelling", "_event", "_reason", "_task", "fence", "hold", "outer", "owner", "what",
+    )  # fmt: skip
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
         self.what = what  # "lock 'invoices'", for messages
         self.hold = hold  # None: it cannot be lost (dsync.local)
         self.fence = fence
-        self.owner: object = None  # the task that acquired
+        self.owner: asyncio.Task[object] | None = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
-        self._guard: Guard | None = None
+        # The task whose body is cancelled on loss, and how often it was being cancelled before.
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self.outer: Lease | None = None  # of the body around this one, in one task and object
 
     @property
     def held(self) -> bool:
@@ -96,51 +101,34 @@ class Lease:
 
     def error(self) -> LeaseLost:
         """The LeaseLost that says what happened to it."""
-        if self._reason is None:
+        reason = self._reason
+        if reason is None:
             assert self.hold is not None
             late = time.monotonic() - self.hold.deadline
-            self._reason = f"its lease ran out {max(late, 0):.1f} s ago, before it was renewed"
-        return LeaseLost(f"{self.what} was lost: {self._reason}")
+            reason = f"its lease ran out {max(late, 0):.1f} s ago, before it was renewed"
+        return LeaseLost(f"{self.what} was lost: {reason}")
 
     def lose(self, reason: str) -> None:
         """Called by the store's side: it is not ours any more; tell whoever should know."""
         self._reason = reason
         if self._event is not None:
             self._event.set()
-        if self._guard is not None:
-            self._guard.cancel(f"dsync: {self.what} was lost: {reason}")
+        if self._task is not None:
+            self._task.cancel(msg=f"dsync: {self.what} was lost: {reason}")
 
     def guard(self, task: "asyncio.Task[object]") -> None:
         """From now on a loss cancels the task, as the end of `asyncio.timeout()` does."""
-        self._guard = Guard(task)
+        self._task = task
+        self._cancelling = task.cancelling()
 
-    async def unguard(self, exc: BaseException | None) -> bool:
-        """The body has ended with `exc`.  -> whether that is the cancel which the loss brought."""
-        guard, self._guard = self._guard, None
-        return guard is not None and guard.cancelled and await guard.lift(exc)
+    def unguard(self) -> bool:
+        """The body has ended.  -> whether we have cancelled it: then `lift()` has to follow."""
+        guarded, self._task = self._task, None
+        return guarded is not None and self._reason is not None
 
-    def __repr__(self) -> str:
-        state = f"{self.left:.1f} s left" if self.held else "lost"
-        return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
-
-
-class Guard:
-    """The body of an `async with`: cancelled on loss."""
-
-    __slots__ = ("cancelled", "cancelling", "task")
-
-    def __init__(self, task: "asyncio.Task[object]") -> None:
-        self.task = task
-        self.cancelling = task.cancelling()  # by others, when the body began
-        self.cancelled = False  # by us
-
-    def cancel(self, message: str) -> None:
-        self.cancelled = True
-        self.task.cancel(msg=message)
-
-    async def lift(self, exc: BaseException | None) -> bool:
-        """The body has ended with `exc`; take our cancel back.  -> whether it was our cancel."""
-        others = self.task.uncancel() > self.cancelling
+    async def lift(self, task: "asyncio.Task[object]", exc: BaseException | None) -> bool:
+        """Take our cancel back from a body that has ended with `exc`.  -> whether that was it."""
+        others = task.uncancel() > self._cancelling
         if isinstance(exc, asyncio.CancelledError):
             return not others
         # The body ended before our cancel reached it.  Meet it here, so that it hits nothing else.
@@ -150,6 +138,10 @@ class Guard:
             if others:
                 raise
         return False
+
+    def __repr__(self) -> str:
+        state = f"{self.left:.1f} s left" if self.held else "lost"
+        return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
 
 
 class Hold:
@@ -204,7 +196,7 @@ class Keeper:
         self._share = random.uniform(0.28, 0.34)
 
     def confirm(self, hold: Hold, sent: float, length: float, deadline: float) -> None:
-        """The server confirmed this hold, for `length` seconds from `sent` on; ours ends earlier."""
+        """The server confirmed this hold, for `length` seconds from `sent`; here, to `deadline`."""
         if hold.round is not None:
             hold.round.pop(hold, None)
         hold.length = length

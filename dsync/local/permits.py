@@ -151,17 +151,18 @@ def permit_acquire(
                 permits.clock = now
                 permits.ticket = max(permits.ticket + 1, us)
                 permits.waiters[token] = permits.ticket
-            silent = [p for p, heard in permits.alive.items() if heard <= now - silence]
-            for dead in silent:
-                del permits.alive[dead]
+            fresh = process not in permits.alive
             permits.alive[process] = now
+            if fresh:
+                alive = permits.alive.items()
+                permits.alive = {p: heard for p, heard in alive if heard > now - silence}
         if step.hand_over(token, lease):
             return [1, permits.fence, lease, len(permits.waiters), limit]
     if token not in permits.waiters and len(permits.holders) < limit:
         step.grant(token, lease)
         return [1, permits.fence, lease, 0, limit]
     place = -1
-    if token in permits.waiters:
+    if wait and token in permits.waiters:
         place = 0 if next(iter(permits.waiters)) == token else 1
     if place == 0:
         permits.tell(process)

@@ -24,7 +24,7 @@ local function hand_over(asker, lease)
     local head = taken < limit and redis.call('ZRANGE', waiters, 0, 0)[1]
     if not head then return false end
     if head == asker then
-      grant(head, lease, redis.call('PTTL', holders))
+      grant(head, lease, taken > 0 and redis.call('PTTL', holders) or 0)
       taken = taken + 1
       redis.call('ZREM', waiters, head)
       return true
@@ -33,7 +33,7 @@ local function hand_over(asker, lease)
     local silent = now - (tonumber(redis.call('ZSCORE', alive, process)) or 0)
     if silent < silence then
       local claim = tonumber(string.match(head, '/(%d+)$'))
-      grant(head, claim, redis.call('PTTL', holders))
+      grant(head, claim, taken > 0 and redis.call('PTTL', holders) or 0)
       taken = taken + 1
       redis.call('ZREM', waiters, head)
       local listening = redis.pcall('PUBLISH', inbox .. process, 'g ' .. head .. ' '
@@ -54,12 +54,12 @@ end
 -- Tells the processes that hold permits how many wait, and the limit.
 local function tell(asker)
   local told = {[asker] = true}
+  local news = ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
   for _, token in ipairs(redis.call('ZRANGE', holders, 0, 31)) do
     local process = process_of(token)
     if not told[process] then
       told[process] = true
-      redis.pcall('PUBLISH', inbox .. process,
-        'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit)
+      redis.pcall('PUBLISH', inbox .. process, 'w ' .. token .. news)
     end
   end
 end

@@ -60,26 +60,28 @@ end
 if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
   return {-1, 0, 0, 0, limit}
 end
+local place = false -- of the token in the queue: 0 the next, 1 behind others
 if wait == '1' and (taken >= limit or redis.call('EXISTS', waiters) == 1) then
-  if not redis.call('ZSCORE', waiters, token) then
-    local ticket = math.max((tonumber(redis.call('HGET', state, 'ticket')) or 0) + 1, us)
-    write('ticket', ticket)
-    redis.call('ZADD', waiters, ticket, token)
+  local ticket = math.max((tonumber(was[7]) or 0) + 1, us)
+  if redis.call('ZADD', waiters, 'NX', ticket, token) == 1 then write('ticket', ticket) end
+  if redis.call('ZADD', alive, now, process) == 1 then
+    redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
   end
-  redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
-  redis.call('ZADD', alive, now, process)
   redis.call('PEXPIRE', alive, 10 * silence)
   redis.call('PEXPIRE', waiters, 10 * silence)
+  place = 1
 end
 if hand_over(token, lease) then
   return {1, fence, lease, redis.call('ZCARD', waiters), limit}
 end
-local place = redis.call('ZRANK', waiters, token)
 if not place and taken < limit then
   grant(token, lease, redis.call('PTTL', holders))
   return {1, fence, lease, 0, limit}
 end
-if place == 0 then tell(process) end
+if place and redis.call('ZRANGE', waiters, 0, 0)[1] == token then
+  place = 0
+  tell(process)
+end
 local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
 local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
-return {0, place and math.min(place, 1) or -1, ms, redis.call('ZCARD', waiters), limit}
+return {0, place or -1, ms, redis.call('ZCARD', waiters), limit}
