@@ -34,6 +34,7 @@ def _note_fork() -> None:
     """In the child: no client is ours."""
     for client in _clients:
         client.forked = True
+        client._entered = None
         client.store.disown()
 
 
@@ -187,17 +188,23 @@ class Client:
 
     def enter(self) -> asyncio.AbstractEventLoop:
         """Called before anything is asked: this loop, this process, and open.  -> the loop"""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if not self.forked:
+                raise
+        else:
+            if self._entered is loop:
+                return loop
+        return self._check_in()
+
+    def _check_in(self) -> asyncio.AbstractEventLoop:
         if self.forked:
             raise RuntimeError(
                 f"{self!r} was made before a fork and belongs to the parent process; "
                 "make a client in the child"
             )
         loop = asyncio.get_running_loop()
-        if self._entered is not loop:
-            self._check_in(loop)
-        return loop
-
-    def _check_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._closed:
             raise ClientClosed(f"{self!r} is closed: make a new one with dsync.connect()")
         if self._loop is not loop:
@@ -207,6 +214,7 @@ class Client:
                 )
             self._loop = loop
         self._entered = loop
+        return loop
 
     async def check(self) -> Self:
         """Ask the server for a sign of life.

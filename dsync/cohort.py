@@ -393,7 +393,8 @@ class Cohort(Line):
             waiter.request = self._ask(terms, waiter)
         else:
             self.waiters.append(waiter)
-            self._stand()
+            if not 0 < self.limit <= len(self.holds):  # else all there is passes through our hands
+                self._stand()
 
     def _left(self, waiter: Waiter) -> None:
         if waiter.request is None:

@@ -35,6 +35,8 @@ class Line:
     lease ends (`give_back`).
     """
 
+    counts_waking = False  # whether `_woken` wants to be called
+
     def __init__(self, what: str) -> None:
         self.what = what  # for messages: "lock 'invoices'"
         # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
@@ -63,7 +65,8 @@ class Line:
             finally:
                 if timer is not None:
                     timer.cancel()
-                self._woken(waiter)
+                if self.counts_waking:
+                    self._woken(waiter)
             assert lease is not None
             if lease.held:
                 return lease

@@ -20,6 +20,8 @@ class LocalCohort(Line):
     # Permits are given out in order: while a task that has been given one has yet to run, nobody
     # takes one at once.  So value > 0 implies that nobody waits, or that such a task is `_waking`.
 
+    counts_waking = True
+
     def __init__(self, what: str, value: int, fences: bool) -> None:
         super().__init__(what)
         self.value = value  # permits that are free

@@ -42,6 +42,7 @@ class Difference(AssertionError):
 LEASES = (1, 300, 1000, 60_000)
 STAMPS = ("", 0, 1, START - 1, START, START + 5_000_000)
 DAY = 86_400_000
+END_OF_TIME = 4 * START
 # What happens to a clock: it creeps, passes leases and silences, stops, and steps back.
 # In ms, and in µs what is not whole.
 MOVES = (1, 2, 299, 300, 300, 500, 500, 700, 1000, 1000, TOMBSTONE, SILENCE // 2, SILENCE, -1500)
@@ -271,25 +272,29 @@ class Clock:
 
 
 def compare(steps: list[Step], scripts: dict[str, Script] = SCRIPTS) -> None:
-    """Run steps through both sides; Difference says where they part."""
+    """Run steps through both sides; Difference says where they part.
+
+    Other scripts than ours only have to differ: the twin's promises are not looked at again.
+    """
     clock = Clock()
     with mock.patch("time.time", clock):
         FAKE.flushall()
         server = Server(FAKE, "r", scripts)
         try:
-            compare_steps(steps, clock, server)
+            compare_steps(steps, clock, server, promises=scripts is SCRIPTS)
         finally:
             server.close()
 
 
-def compare_steps(steps: list[Step], clock: Clock, server: Server) -> None:
+def compare_steps(steps: list[Step], clock: Clock, server: Server, promises: bool) -> None:
     listening: set[str] = set()
     twin = Twin(listening)
     watch = Watch(twin.permits)
     for number, (what, args) in enumerate(steps):
         if what == "clock":
             clock.move(int(args["us"]))
-            forget_what_expired(twin.permits, clock.us + clock.behind, server.gone())
+            us = clock.us + clock.behind if promises else END_OF_TIME
+            forget_what_expired(twin.permits, us, server.gone())
             continue
         if what == "listen":
             if args["process"] not in listening:
@@ -303,7 +308,8 @@ def compare_steps(steps: list[Step], clock: Clock, server: Server) -> None:
             continue
         watch.remember(clock.us)
         wanted, sent = twin.run(what, clock.us, args)
-        watch.check(clock.us, what, args, wanted, sent)
+        if promises:
+            watch.check(clock.us, what, args, wanted, sent)
         got, received = server.run(what, args)
         for aspect, one, other in (
             ("reply", wanted, got),
@@ -346,13 +352,12 @@ def forget_what_expired(permits: Permits, us: int, gone: list[str]) -> None:
 
 
 def shortest(steps: list[Step], fails: Callable[[list[Step]], bool]) -> list[Step]:
-    """Steps that still fail, none of which can be left out."""
-    i = len(steps) - 1
-    while i >= 0:
-        fewer = steps[:i] + steps[i + 1 :]
-        if fails(fewer):
-            steps = fewer
-        i = min(i, len(steps)) - 1
+    """Steps that still fail, of which few can be left out."""
+    for some in (50, 25, 10, 5, 2, 1):
+        for i in range(len(steps) - some, -1, -some):
+            fewer = steps[:i] + steps[i + some :]
+            if fails(fewer):
+                steps = fewer
     return steps
 
 
@@ -407,7 +412,7 @@ MISTAKES = {
     "a beat is not noted": ("redis.call('ZADD', alive, now, process)", ""),
     "newcomers barge in": (" or redis.call('EXISTS', waiters) == 1", ""),
     "the last one is served first": ("'ZRANGE', waiters, 0, 0)", "'ZREVRANGE', waiters, 0, 0)"),
-    "tickets are given twice": ("redis.call('HGET', state, 'ticket')) or 0) + 1", "0) or 0)"),
+    "tickets are given twice": ("or 0) + 1, us)", "or 0), us)"),
     "time steps back": ("tonumber(was[2]) or 0)", "0)"),
     "a grant reserves one fence": ("math.max(fence + block, us)", "math.max(fence + 1, us)"),
     "fences follow the clock": ("math.max(fence + block, us)", "us"),
