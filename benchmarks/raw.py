@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dsync.redis import RedisStore
 from dsync.redis.link import Link
+from dsync.redis.store import RedisStore
 from dsync.store import Call
 
 __all__ = ["RawLock", "ask", "raw_link"]

@@ -15,9 +15,13 @@ def checked_seconds(what: str, value: object, *, zero: bool = True) -> float:
         raise TypeError(
             f"{what} must be a number of seconds, got {type(value).__name__}: {value!r}"
         )
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{what} must be {'>=' if zero else '>'} 0 seconds, got {value!r}")
-    return float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        raise ValueError(f"{what} must be {'>=' if zero else '>'} 0 seconds, got {value!r:.60}")
+    return seconds
 
 
 def checked_lease(what: str, value: object) -> float:

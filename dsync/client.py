@@ -92,6 +92,7 @@ class Client:
         self.phase = uniform(0, BEAT)
         self._warned: set[str] = set()
         self._counter = 0
+        self._revision = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self.forked = False  # this is a child of the process that made it
         self._closed = False
@@ -108,7 +109,7 @@ class Client:
                 from dsync.local.store import MemoryStore
 
                 return MemoryStore(client_id, self, self.namespace, url[len("memory://") :])
-        from dsync.redis import RedisStore
+        from dsync.redis.store import RedisStore
 
         return RedisStore(client_id, self, self.namespace, url, redis, self._outage_timeout)
 
@@ -276,6 +277,11 @@ class Client:
         """
         self._counter += 1
         return f"{self.client_id}.{self._counter}/{claim}"
+
+    def next_revision(self, at_least: int = 0) -> int:
+        """A number for a declaration of ours: greater than those of all earlier ones."""
+        self._revision = max(self._revision + 1, at_least)
+        return self._revision
 
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""

@@ -58,7 +58,7 @@ class Cohort(Line):
         self.fixed = fences  # a lock's limit is 1 and nobody declares another
         self.declared = value
         self.limit = value  # as the store has told us last
-        self._revision = 0
+        self._revision = 0 if fences else client.next_revision()
         # `waiters` are the tasks without a request of their own.
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
@@ -69,6 +69,7 @@ class Cohort(Line):
         # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
         self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
         self._stamped: int | str = 0
+        self._unborn = False  # a declaration was sent before the client knew when it was born
         release = partial(
             self.record.bind,
             "permit_release",
@@ -194,12 +195,20 @@ class Cohort(Line):
         """What the newest object of this process was made with."""
         if value != self.declared:
             self.declared = self.limit = value
-            self._revision += 1
+            self._revision = self.client.next_revision()
 
     def stamp(self) -> int | str:
         """When this declaration was made, as the store compares them: by the client's birth."""
         born = self.client.store.born
         return born if isinstance(born, str) else born + self._revision
+
+    def _be_born(self) -> None:
+        """What was declared as "now" was declared by now: what we declare next is newer."""
+        born, asked = self.client.store.born, self.client.store.born_asked
+        if not isinstance(born, str):
+            self._unborn = False
+            age = int((time.monotonic() - asked) * 1_000_000)
+            self._revision = self.client.next_revision(age)
 
     def ask(self, transition: str, done: Done, **args: Arg) -> None:
         """Run a transition that changes nobody's place here, with what all of them need."""
@@ -242,6 +251,7 @@ class Cohort(Line):
         request.asking = True
         lease = request.terms.first_lease
         stamp = 0 if self.fixed else self.stamp()
+        self._unborn = self._unborn or stamp == ""
         if stamp != self._stamped:
             self._acquires = ({}, {})
             self._stamped = stamp
@@ -272,6 +282,8 @@ class Cohort(Line):
         code, fence_or_place, ms, waiting, limit = reply
         if limit != self.limit:
             self.learn_limit(limit)
+        if self._unborn:
+            self._be_born()
         if code == 1:
             self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:

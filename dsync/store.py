@@ -81,6 +81,11 @@ class Store(Protocol):
         ...
 
     @property
+    def born_asked(self) -> float:
+        """When `born` was asked for, time.monotonic()."""
+        ...
+
+    @property
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""
         ...

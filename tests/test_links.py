@@ -20,8 +20,8 @@ import pytest
 import redis.asyncio
 
 import dsync
-from dsync.redis import RedisStore
 from dsync.redis.pooled import PooledLink
+from dsync.redis.store import RedisStore
 from dsync.redis.wire import Wire
 from dsync.store import Call
 from tests.conftest import World, left_running, settled

@@ -15,7 +15,7 @@ from dsync.demo.scene import Scene
 from dsync.demo.upstream import Upstream
 from dsync.demo.view import View, view_for
 from dsync.demo.worker import LEASE, SLOTS, UPSTREAM_CAP
-from dsync.redis import RedisStore
+from dsync.redis.store import RedisStore
 
 __all__ = ["NoServer", "perform"]
 

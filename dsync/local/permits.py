@@ -144,6 +144,7 @@ def permit_acquire(
         if ends > now:
             permits.holders[token] = max(ends, now + lease)
             return [1, permits.fence, lease, len(permits.waiters), limit]
+        permits.drop(token)
         if permits.left.get(token, 0) > now:
             return [-1, 0, 0, 0, limit]
         if wait and (len(permits.holders) >= limit or permits.waiters):

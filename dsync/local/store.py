@@ -73,6 +73,7 @@ class MemoryStore:
         self.client_id = client_id
         self.channel = ""
         self.listening = True
+        self.born_asked = time.monotonic()
         self.inbox = inbox
         self.namespace = namespace
         self.name = name

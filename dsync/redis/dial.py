@@ -1,9 +1,10 @@
 """From a URL or a client of redis-py's to a connection: how, where, and what is wrong with it."""
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio
 import redis.exceptions
@@ -28,7 +29,10 @@ class Pool(Protocol):
 
 def pool_for(url: str) -> Any:
     """A redis-py pool for `url`; ValueError names what is wrong with it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise ValueError(f"cannot use {redacted(url)!r}: {exc}") from None
     if parts.scheme not in SCHEMES:
         raise ValueError(
             f"cannot connect to {redacted(url)!r}: unknown scheme {parts.scheme!r}; use memory://, "
@@ -46,18 +50,19 @@ def pool_for(url: str) -> Any:
         raise ValueError(f"{redacted(url)!r}: the port must be a number up to 65535") from None
     known = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
     try:
-        return redis.asyncio.ConnectionPool.from_url(known)
+        pool = redis.asyncio.ConnectionPool.from_url(known)
+        pool.connection_class(**pool.connection_kwargs)  # takes no unknown option
     except (ValueError, TypeError, redis.exceptions.RedisError) as exc:
         raise ValueError(f"cannot use {redacted(url)!r}: {exc}") from exc
+    return pool
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, for messages."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return url.rpartition("@")[2] or url
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    """The URL without what may be a password, for messages."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, rest = rest.rpartition("@")
+    hidden = re.sub(r"(?i)(password=)[^&#]*", r"\1***", rest)
+    return f"{scheme}{separator}{'***' if credentials else ''}{at}{hidden}"
 
 
 def address(pool: Pool) -> str:
@@ -65,7 +70,8 @@ def address(pool: Pool) -> str:
     kwargs = pool.connection_kwargs
     if "path" in kwargs:
         return str(kwargs["path"])
-    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+    tls = " over TLS" if issubclass(pool.connection_class, redis.asyncio.SSLConnection) else ""
+    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}{tls}"
 
 
 def dialler_for(pool: Pool, client_name: str, timeout: float) -> Dialler:
@@ -74,7 +80,7 @@ def dialler_for(pool: Pool, client_name: str, timeout: float) -> Dialler:
         **pool.connection_kwargs,
         "protocol": 3,
         "decode_responses": False,
-        "client_name": unquote(client_name).replace(" ", "_")[:200],
+        "client_name": client_name[:200],
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
@@ -101,14 +107,14 @@ def dialler_for(pool: Pool, client_name: str, timeout: float) -> Dialler:
 def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
     """What to tell a person where trying again cannot help; None where it may."""
     text = str(exc)
+    if "NOAUTH" in text or "already authenticated" in text or "Authentication required" in text:
+        return StoreUnavailable(
+            f"Redis at {where} wants a password ({text}); use redis://:password@host:6379"
+        )
     if isinstance(exc, redis.exceptions.AuthenticationError) or "WRONGPASS" in text:
         return StoreUnavailable(
             f"Redis at {where} refused the user name or password ({text}); "
             "put them into the URL: redis://user:password@host:6379"
-        )
-    if "NOAUTH" in text or "Authentication required" in text:
-        return StoreUnavailable(
-            f"Redis at {where} wants a password ({text}); use redis://:password@host:6379"
         )
     if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
         return StoreUnavailable(f"Redis at {where} does not let this user connect: {text}")

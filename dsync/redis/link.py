@@ -70,6 +70,8 @@ class Link:
     are sent again in that order, and none is given up before `outage_timeout` seconds.
     """
 
+    watches_replies = True  # whether late replies are looked for here
+
     def __init__(
         self,
         address: str,
@@ -203,12 +205,16 @@ class Link:
         """Find what has taken too long, and look again when something else could have."""
         self._watch, self._watch_at = None, float("inf")
         now = time.monotonic()
-        if self._inflight and self._inflight[0].sent + self.reply_timeout <= now:
+        if (
+            self.watches_replies
+            and self._inflight
+            and self._inflight[0].sent + self.reply_timeout <= now
+        ):
             self._hang_up(TimeoutError(f"no reply within {self.reply_timeout:.1f} s"))
         self._give_up()
         if self.closed:
             return
-        if self._inflight:
+        if self.watches_replies and self._inflight:
             self._watch_by(self._inflight[0].sent + self.reply_timeout)
         if self._backlog:
             self._watch_by(min(call.issued for call in self._backlog) + self.outage_timeout)

@@ -35,12 +35,15 @@ def _as_refusal(error: Exception) -> Refusal:
 class PooledLink(Link):
     """A Link over a `redis.asyncio.Redis`, which stays its owner's: it is not closed."""
 
+    watches_replies = False
+
     def __init__(self, client: Any, *args: Any) -> None:
         super().__init__(*args)
         self._client = client
         self._pump: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._greeted = False
+        self._deaf = False  # refused our channel: waiters are served by asking
 
     def _put(self, call: Any) -> None:
         self._backlog.append(call)
@@ -56,7 +59,7 @@ class PooledLink(Link):
             await asyncio.sleep(0)  # the rest of this tick comes along
             while self._backlog:
                 try:
-                    if self._reader is None:
+                    if self._reader is None and not self._deaf:
                         await self._listen()
                     replies = await self._send_batch()
                 except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError):
@@ -95,7 +98,8 @@ class PooledLink(Link):
             call.attempts += 1
             self._inflight.append(call)
             pipeline.execute_command(*words_of(call.command))
-        replies = await pipeline.execute(raise_on_error=False)
+        async with asyncio.timeout(self.reply_timeout):
+            replies = await pipeline.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, redis.exceptions.ConnectionError) and not isinstance(
                 reply, redis.exceptions.BusyLoadingError
@@ -115,7 +119,10 @@ class PooledLink(Link):
         self._reader = asyncio.get_running_loop().create_task(
             self._read(pubsub, confirmed), name="dsync inbox"
         )
-        await confirmed
+        try:
+            await confirmed
+        except redis.exceptions.NoPermissionError:
+            self._deaf = True
 
     async def _read(self, pubsub: Any, confirmed: asyncio.Future[None]) -> None:
         try:
@@ -149,7 +156,7 @@ class PooledLink(Link):
             await pubsub.aclose()
 
     def _hang_up(self, trouble: BaseException) -> None:
-        """The pool replaces broken connections, and has time limits of its own."""
+        """The pool replaces broken connections; `_send_batch` has the time limit."""
 
     async def aclose(self) -> None:
         await super().aclose()

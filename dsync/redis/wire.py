@@ -242,4 +242,5 @@ class Wire(Link):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self.listening = False
             await asyncio.sleep(0)  # the transport closes its socket on the next tick

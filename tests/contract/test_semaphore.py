@@ -148,6 +148,15 @@ async def test_the_newest_client_decides_the_value_and_each_process_says_so_once
     assert "5 permits in all; this process was made with 2" in said[0]
 
 
+async def test_a_process_may_declare_another_value_later(world: World) -> None:
+    client = world.client()
+    async with client.semaphore("x", 2):  # sent before the client knows when it was born
+        pass
+    semaphore = client.semaphore("x", 5)
+    async with semaphore:
+        assert (await semaphore.info()).value == 5
+
+
 async def test_a_pinned_value_outlives_new_declarations(world: World) -> None:
     first = world.client().semaphore("x", 2)
     await first.acquire()

@@ -7,11 +7,14 @@ local function process_of(token)
   return string.match(token, '^(.*)%.')
 end
 
+local function drop(token)
+  taken = taken - redis.call('ZREM', holders, token)
+  if block == 0 then redis.call('HDEL', since, token) end
+end
+
 local function drop_expired()
   for _, token in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now, 'LIMIT', 0, 100)) do
-    redis.call('ZREM', holders, token)
-    if block == 0 then redis.call('HDEL', state, '@' .. token) end
-    taken = taken - 1
+    drop(token)
   end
 end
 
@@ -39,11 +42,7 @@ local function hand_over(asker, lease)
       local listening = redis.pcall('PUBLISH', inbox .. process, 'g ' .. head .. ' '
         .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
         .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-      if listening == 0 and silent > silence / 2 then
-        redis.call('ZREM', holders, head)
-        if block == 0 then redis.call('HDEL', state, '@' .. head) end
-        taken = taken - 1
-      end
+      if listening == 0 and silent > silence / 2 then drop(head) end
     else
       redis.call('ZREM', waiters, head)
     end

@@ -8,11 +8,12 @@
 -- Invariant  live holders <= limit, unless the limit shrank; a token holds or waits, never both;
 --            nobody gets a permit while somebody who came earlier waits.
 
-local state    = KEYS[1]             -- hash    schema, clock, fence, limit, ...; @token -> since, ms
+local state    = KEYS[1]             -- hash    schema, clock, fence, limit, since (of locks), ...
 local holders  = KEYS[2]             -- zset    token -> end of lease, ms
 local waiters  = KEYS[3]             -- zset    token -> arrival, µs, all different
-local alive    = KEYS[4]             -- zset    process -> last heard of as a waiter, ms
-local left     = KEYS[5]             -- zset    token -> until when it is refused, ms
+local since    = KEYS[4]             -- hash    token -> since when it holds, ms; semaphores only
+local alive    = KEYS[5]             -- zset    process -> last heard of as a waiter, ms
+local left     = KEYS[6]             -- zset    token -> until when it is refused, ms
 local token    = ARGV[1]             -- <process>.<counter>/<claim>, claim: ms for which a grant
                                      -- by message is good, until it is renewed
 local declared = tonumber(ARGV[2])   -- the limit the caller was made with
@@ -53,21 +54,25 @@ local ends = tonumber(redis.call('ZSCORE', holders, token))
 if ends and ends > now then
   if now + lease > ends then
     redis.call('ZADD', holders, now + lease, token)
-    redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
+    local ttl = math.max(redis.call('PTTL', holders), 2 * lease)
+    redis.call('PEXPIRE', holders, ttl)
+    redis.call('PEXPIRE', since, ttl)
   end
   return {1, fence, lease, redis.call('ZCARD', waiters), limit}
 end
+if ends then drop(token) end
 if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
   return {-1, 0, 0, 0, limit}
 end
 local place = false -- of the token in the queue: 0 the next, 1 behind others
-if wait == '1' and (taken >= limit or redis.call('EXISTS', waiters) == 1) then
-  local ticket = math.max((tonumber(was[7]) or 0) + 1, us)
-  if redis.call('ZADD', waiters, 'NX', ticket, token) == 1 then write('ticket', ticket) end
+local ahead = redis.call('ZCARD', waiters)
+if wait == '1' and (taken >= limit or ahead > 0) then
   if redis.call('ZADD', alive, now, process) == 1 then
     redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
   end
   redis.call('PEXPIRE', alive, 10 * silence)
+  local ticket = math.max((tonumber(was[7]) or 0) + 1, us)
+  if redis.call('ZADD', waiters, 'NX', ticket, token) == 1 then write('ticket', ticket) end
   redis.call('PEXPIRE', waiters, 10 * silence)
   place = 1
 end

@@ -7,8 +7,9 @@
 local state     = KEYS[1]            -- hash, as in permit_acquire
 local holders   = KEYS[2]            -- zset
 local waiters   = KEYS[3]            -- zset
-local alive     = KEYS[4]            -- zset
-local left      = KEYS[5]            -- zset, here: tokens already counted
+local since     = KEYS[4]            -- hash
+local alive     = KEYS[5]            -- zset
+local left      = KEYS[6]            -- zset, here: tokens already counted
 local token     = ARGV[1]
 local declared  = tonumber(ARGV[2])  -- the limit the caller was made with
 local stamp     = ARGV[3]            -- µs, when its client was born; '' now
@@ -30,7 +31,7 @@ if (tonumber(redis.call('ZSCORE', left, token)) or 0) <= now then
   write('extra', extra + 1)
   redis.call('ZREMRANGEBYSCORE', left, '-inf', now)
   redis.call('ZADD', left, now + tombstone, token)
-  redis.call('PEXPIRE', left, 2 * tombstone)
+  redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
   hand_over('', 0)
   tell('')
 end

@@ -8,6 +8,7 @@
 local state   = KEYS[1]              -- hash, as in permit_acquire
 local holders = KEYS[2]              -- zset
 local waiters = KEYS[3]              -- zset
+local since   = KEYS[4]              -- hash
 
 -- include: now
 local pinned = redis.call('HGET', state, 'pinned') and 1 or 0
@@ -15,10 +16,10 @@ local live = '(' .. now
 local holding, waiting = {}, {}
 local listed = redis.call('ZRANGEBYSCORE', holders, live, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
 for i = 1, #listed, 2 do
-  local since = redis.call('HMGET', state, '@' .. listed[i], 'since')
+  local began = redis.call('HGET', since, listed[i]) or redis.call('HGET', state, 'since')
   holding[#holding + 1] = listed[i]
   holding[#holding + 1] = tonumber(listed[i + 1]) - now
-  holding[#holding + 1] = now - (tonumber(since[1] or since[2]) or now)
+  holding[#holding + 1] = now - (tonumber(began) or now)
 end
 listed = redis.call('ZRANGE', waiters, 0, 999, 'WITHSCORES')
 for i = 1, #listed, 2 do

@@ -7,8 +7,9 @@
 local state     = KEYS[1]            -- hash, as in permit_acquire
 local holders   = KEYS[2]            -- zset
 local waiters   = KEYS[3]            -- zset
-local alive     = KEYS[4]            -- zset
-local left      = KEYS[5]            -- zset
+local since     = KEYS[4]            -- hash
+local alive     = KEYS[5]            -- zset
+local left      = KEYS[6]            -- zset
 local token     = ARGV[1]
 local block     = tonumber(ARGV[2])  -- fences a grant reserves
 local inbox     = ARGV[3]
@@ -20,7 +21,7 @@ local held = redis.call('ZREM', holders, token)
 if held == 0 then
   redis.call('ZREM', waiters, token)
 elseif block == 0 then
-  redis.call('HDEL', state, '@' .. token)
+  redis.call('HDEL', since, token)
 end
 if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
   return {held, 0}
@@ -33,7 +34,7 @@ end
 if tombstone > 0 then
   redis.call('ZREMRANGEBYSCORE', left, '-inf', now)
   redis.call('ZADD', left, now + tombstone, token)
-  redis.call('PEXPIRE', left, 2 * tombstone)
+  redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
 return {held, redis.call('ZCARD', waiters)}

@@ -7,6 +7,7 @@
 local state   = KEYS[1]              -- hash, as in permit_acquire
 local holders = KEYS[2]              -- zset
 local waiters = KEYS[3]              -- zset
+local since   = KEYS[4]              -- hash
 local token   = ARGV[1]
 local lease   = tonumber(ARGV[2])    -- ms
 local block   = tonumber(ARGV[3])    -- fences to reserve anew; 0: none
@@ -18,7 +19,9 @@ if not ends or ends <= now then
   return {0, 0, 0, 0, limit}
 end
 -- PEXPIRE first: after it a server out of memory still lets the rest happen.
-redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 2 * lease))
+local ttl = math.max(redis.call('PTTL', holders), 2 * lease)
+redis.call('PEXPIRE', holders, ttl)
+redis.call('PEXPIRE', since, ttl)
 redis.call('ZADD', holders, now + lease, token)
 if block > 0 then
   fence = math.max(fence + block, us)

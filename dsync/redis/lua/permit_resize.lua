@@ -7,7 +7,8 @@
 local state   = KEYS[1]              -- hash, as in permit_acquire
 local holders = KEYS[2]              -- zset
 local waiters = KEYS[3]              -- zset
-local alive   = KEYS[4]              -- zset
+local since   = KEYS[4]              -- hash
+local alive   = KEYS[5]              -- zset
 local wanted  = tonumber(ARGV[1])    -- the limit from now on
 local block   = tonumber(ARGV[2])    -- fences a grant reserves
 local inbox   = ARGV[3]

@@ -6,7 +6,8 @@
 local state   = KEYS[1]              -- hash, as in permit_acquire
 local holders = KEYS[2]              -- zset
 local waiters = KEYS[3]              -- zset
-local alive   = KEYS[4]              -- zset
+local since   = KEYS[4]              -- hash
+local alive   = KEYS[5]              -- zset
 local token   = ARGV[1]
 local block   = tonumber(ARGV[2])    -- fences a grant reserves
 local inbox   = ARGV[3]
@@ -16,9 +17,9 @@ local silence = tonumber(ARGV[4])    -- ms
 -- include: grant
 -- include: queue
 
-local held = redis.call('ZREM', holders, token)
-if block == 0 then redis.call('HDEL', state, '@' .. token) end
-taken = taken - held
+local before = taken
+drop(token)
+local held = before - taken
 hand_over('', 0)
 if held == 1 then
   redis.pcall('PUBLISH', inbox .. process_of(token), 'l ' .. token)

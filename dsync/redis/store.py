@@ -1,0 +1,138 @@
+"""The store in Redis: a transition is one EVALSHA, messages come by one subscription."""
+
+import asyncio
+import time
+from typing import Any
+
+from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
+from dsync.names import tag
+from dsync.redis.link import Link, Refusal, packed, words_of
+from dsync.redis.open import route_for
+from dsync.redis.pooled import PooledLink
+from dsync.redis.script import SCRIPTS, Script
+from dsync.redis.wire import Wire
+from dsync.store import Arg, Bound, Call, Done, Inbox
+
+__all__ = ["RedisStore"]
+
+
+class RedisStore:
+    """Carries out transitions on a Redis or Valkey server."""
+
+    def __init__(
+        self,
+        client_id: str,
+        inbox: Inbox,
+        namespace: str,
+        url: str | None,
+        client: Any,
+        outage_timeout: float,
+    ) -> None:
+        self.client_id = client_id
+        self.namespace = namespace
+        # Channels are named apart from keys, so an ACL can allow them by one pattern.
+        self.channel = tag(namespace, "inbox", "")[1:-1]
+        self.born: str | int = ""
+        self.born_asked = 0.0
+        self._route = route_for(url, client, f"dsync:{client_id}", outage_timeout / 3)
+        common = (
+            self._route.address, self.channel + client_id, inbox.pushed, inbox.gap, self._greet,
+            self._explain, outage_timeout,
+        )  # fmt: skip
+        self.link: Link
+        if self._route.dial is not None:
+            self.link = Wire(self._route.dial, *common)
+        else:
+            self.link = PooledLink(self._route.client, *common)
+
+    @property
+    def listening(self) -> bool:
+        return self.link.listening
+
+    def at(self, kind: str, name: str) -> "RedisRecord":
+        return RedisRecord(self, tag(self.namespace, kind, name))
+
+    def _greet(self) -> Call:
+        return Call(("TIME",), self._note_birth, time.monotonic())
+
+    def _note_birth(self, call: Call) -> None:
+        # redis-py makes a tuple of it.
+        if isinstance(call.reply, list | tuple) and self.born == "":
+            self.born_asked = call.sent
+            self.born = int(call.reply[0]) * 1_000_000 + int(call.reply[1])
+
+    async def ask(self, *command: Any) -> Any:
+        """The reply to one command, for what is not urgent."""
+        future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+        self.link.call(command, lambda call: None if future.done() else future.set_result(call))
+        call = await future
+        if isinstance(call.reply, BaseException):
+            raise call.reply
+        return call.reply
+
+    def disown(self) -> None:
+        self.link.disown()
+
+    async def check(self) -> None:
+        await self.ask("PING")
+
+    async def drain(self) -> None:
+        await self.link.drain()
+
+    async def aclose(self) -> None:
+        await self.link.aclose()
+        self._route.close()
+
+    def _explain(self, refusal: Refusal, call: Call) -> DsyncError:
+        """What an error reply means to the one who called."""
+        words = words_of(call.command)
+        what = words[3] if len(words) > 3 else words[0]
+        where = f"Redis at {self.link.address}"
+        if refusal.code in ("WRONGTYPE", "FOREIGN"):
+            return ForeignKey(
+                f"a key of {what.rpartition(':')[0]} in {where} holds something else than dsync's "
+                f"state ({refusal}); nothing was changed: delete it or use another namespace"
+            )
+        if refusal.code == "SCHEMA":
+            return SchemaMismatch(
+                f"the state of {what.rpartition(':')[0]} in {where} was written by a newer dsync "
+                f"(schema {str(refusal).partition(' ')[2].split(' ')[0]}, this one knows 1): "
+                "upgrade this process"
+            )
+        if refusal.code == "NOPERM":
+            return StoreUnavailable(
+                f"{where} does not allow this user what dsync needs ({refusal}); allow "
+                f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub"
+            )
+        tried = time.monotonic() - call.issued
+        return StoreUnavailable(f"{where} refused {what} for {tried:.1f} s: {refusal}")
+
+
+class RedisRecord:
+    """The keys of one primitive."""
+
+    __slots__ = ("key", "store")
+
+    def __init__(self, store: RedisStore, key: str) -> None:
+        self.store = store
+        self.key = key
+
+    def run(self, transition: str, done: Done, /, **args: Arg) -> None:
+        script = SCRIPTS[transition]
+        self.store.link.call((*self._head(script), *script.values(args)), done)
+
+    def bind(self, transition: str, /, **args: Arg) -> Bound:
+        # The command as it goes over the wire, cut at the token.
+        script = SCRIPTS[transition]
+        words = (*self._head(script), *script.values({**args, "token": ""}))
+        before, after = packed(*words).split(b"$0\r\n\r\n", 1)
+        call = self.store.link.call
+
+        def run(token: str, done: Done) -> None:
+            call(b"%b$%d\r\n%b\r\n%b" % (before, len(token), token.encode(), after), done)
+
+        return run
+
+    def _head(self, script: Script) -> tuple[str | int, ...]:
+        keys = [f"{self.key}:{part}" for part in script.keys]
+        return ("EVALSHA", script.sha, len(keys), *keys)
