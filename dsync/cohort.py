@@ -35,12 +35,13 @@ TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
 class Request:
     """One place of this process in the store's queue, or on the way there."""
 
-    __slots__ = ("again", "asking", "queued", "resent", "terms", "token", "waiter")
+    __slots__ = ("again", "asking", "queued", "resent", "terms", "token", "wait", "waiter")
 
-    def __init__(self, token: str, terms: Terms, waiter: Waiter | None) -> None:
+    def __init__(self, token: str, terms: Terms, waiter: Waiter | None, wait: int) -> None:
         self.token = token
         self.terms = terms
         self.waiter = waiter  # None: whoever is next here
+        self.wait = wait  # 0: now or not at all
         self.asking = False  # a question is on its way
         self.again = False  # and another has to follow it
         self.queued = False  # the store has said that it waits
@@ -66,6 +67,7 @@ class Cohort(Line):
         # Those of them that stand for whoever is next here.
         self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
+        self._passable = 0  # how many of the holds go from task to task
         # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
         self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
         self._stamped: int | str = 0
@@ -85,6 +87,7 @@ class Cohort(Line):
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 0.0  # when the timer should fire
         self._turn = 0
+        self._changing = 0  # calls of ours on their way that change the limit
 
     # -- what primitives call ------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class Cohort(Line):
 
     async def _try_acquire(self, terms: Terms) -> Lease | None:
         self.client.enter()
-        if self.waiters:
+        if self.waiters and len(self.holds) >= self.limit:
             return None
         waiter = Waiter(asyncio.get_running_loop().create_future(), terms)
         waiter.request = self._ask(terms, waiter, wait=0)
@@ -133,8 +136,10 @@ class Cohort(Line):
             waiter = self._next_waiter()
         if waiter is not None:
             hold.fence += 1
-            hold.terms = waiter.terms
+            hold.terms = terms = waiter.terms
             self._grant(hold, waiter)
+            if hold.length * 1000 < terms.claim and not hold.renewing:
+                self.renew(hold)  # the one before had it on a shorter lease
             half_used = hold.last_fence - hold.fence == PASSES // 2
             if half_used and self._contended is None and not hold.renewing:
                 self.renew(hold, self.block)
@@ -152,8 +157,7 @@ class Cohort(Line):
 
     def waiting(self) -> int:
         """How many tasks of this process wait."""
-        bound = sum(request.waiter is not None for request in self.requests.values())
-        return super().waiting() + bound
+        return len(self.waiters) + len(self.requests) - len(self._shared)
 
     def busy(self) -> bool:
         """Whether, as far as this process knows, an acquire would have to wait now."""
@@ -164,14 +168,25 @@ class Cohort(Line):
     async def answer(self, transition: str, **args: Arg) -> list[Any]:
         """What `ask` brings, awaited."""
         reply: Reply[list[Any]] = Reply()
-        self.ask(transition, lambda call: reply.settle(call.reply), **args)
+        changes = transition == "permit_resize"
+        self._changing += changes
+
+        def answered(call: Call) -> None:
+            self._changing -= changes
+            if changes and type(call.reply) is list:
+                self.learn_limit(call.reply[0], expected=True)
+            reply.settle(call.reply)
+
+        self.ask(transition, answered, **args)
         return await reply
 
     def add(self) -> Reply[None]:
         """Raise the limit by one, for everyone."""
         reply: Reply[None] = Reply(report=self.client.report)
+        self._changing += 1
 
         def added(call: Call) -> None:
+            self._changing -= 1
             failed = isinstance(call.reply, BaseException)
             reply.settle(call.reply if failed else None)
             if not failed:
@@ -196,6 +211,9 @@ class Cohort(Line):
         if value != self.declared:
             self.declared = self.limit = value
             self._revision = self.client.next_revision()
+            self._acquires = ({}, {})
+            if self.waiters:
+                self._stand()
 
     def stamp(self) -> int | str:
         """When this declaration was made, as the store compares them: by the client's birth."""
@@ -225,10 +243,10 @@ class Cohort(Line):
 
     def _stand(self) -> None:
         """Have one request for each permit that the tasks waiting here could use."""
-        room = self.limit - len(self.holds)
+        room = self.limit - self._passable
         if room <= 0:
             # With nothing in hand somebody has to be in the queue, for the limit may grow.
-            room = 0 if self.holds else 1
+            room = 0 if self._passable else 1
         wanted = min(len(self.waiters), room)
         for _ in range(wanted - len(self._shared)):
             if self.waiters:  # a store that answers at once may have served them
@@ -238,17 +256,18 @@ class Cohort(Line):
                 self._leave(request)
 
     def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
-        request = Request(self.client.token(terms.claim), terms, waiter)
+        request = Request(self.client.token(terms.claim), terms, waiter, wait)
         self.requests[request.token] = request
         if waiter is None:
             self._shared[request.token] = request
         self.client.homes[request.token] = self
-        self._send(request, wait)
+        self._send(request)
         return request
 
-    def _send(self, request: Request, wait: int = 1) -> None:
+    def _send(self, request: Request) -> None:
         """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
         request.asking = True
+        wait = request.wait
         lease = request.terms.first_lease
         stamp = 0 if self.fixed else self.stamp()
         self._unborn = self._unborn or stamp == ""
@@ -295,6 +314,8 @@ class Cohort(Line):
                 self._send(request)
         elif code == 0:
             self._forget(request)
+            if request.resent:
+                self._abandon_token(request.token)
             if request.waiter is not None and not request.waiter.future.done():
                 request.waiter.future.set_result(None)
         else:
@@ -343,6 +364,7 @@ class Cohort(Line):
             return
         self.holds[hold.token] = hold
         hold.terms = terms = waiter.terms
+        self._passable += not terms.alone
         if terms.max_hold is not None:
             hold.cap = time.monotonic() + terms.max_hold
         self.client.keeper.confirm(hold, since, length, deadline)
@@ -354,7 +376,7 @@ class Cohort(Line):
         if waiter is None:
             self._stand()
         elif not waiter.future.done():
-            waiter.request = self._ask(request.terms, waiter)
+            waiter.request = self._ask(request.terms, waiter, request.wait)
 
     def _refused(self, request: Request, error: BaseException, sent: bool) -> None:
         """The store could not be asked: tell the tasks that wait for this request."""
@@ -405,7 +427,7 @@ class Cohort(Line):
             waiter.request = self._ask(terms, waiter)
         else:
             self.waiters.append(waiter)
-            if not 0 < self.limit <= len(self.holds):  # else all there is passes through our hands
+            if not 0 < self.limit <= self._passable:  # else all there is passes through our hands
                 self._stand()
 
     def _left(self, waiter: Waiter) -> None:
@@ -436,7 +458,7 @@ class Cohort(Line):
 
     def _may_pass(self, hold: Hold, now: float) -> bool:
         """Whether the next task here may have it, although another process may wait."""
-        if hold.terms.alone:
+        if hold.terms.alone or len(self.holds) > self.limit:
             return False
         if self.block and hold.fence >= hold.last_fence:
             return False
@@ -497,6 +519,7 @@ class Cohort(Line):
     def _drop(self, hold: Hold) -> None:
         hold.lease = None
         del self.holds[hold.token]
+        self._passable -= not hold.terms.alone
         self.client.homes.pop(hold.token, None)
         self.client.keeper.forget(hold)
 
@@ -531,7 +554,7 @@ class Cohort(Line):
         """The store has this limit; `expected`: a call of ours has just made it so."""
         if limit != self.limit:
             grown, self.limit = limit > self.limit, limit
-            if not expected:
+            if not (expected or self._changing):
                 self.client.disagreement(self.what, self.declared, limit)
             if grown:
                 self._stand()
@@ -584,21 +607,21 @@ class Cohort(Line):
 
     def close(self) -> None:
         """The client closes: nobody waits, nobody holds."""
+        error = ClientClosed(f"{self.what}: the client was closed while this task waited")
+        waiting = [*self.waiters, *(r.waiter for r in self.requests.values() if r.waiter)]
+        self.waiters.clear()
+        for waiter in waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(ClientClosed(*error.args))
+        for request in list(self.requests.values()):
+            self._leave(request)
+        # Holds last: a store that answers at once would give them to who waits here.
         for hold in list(self.holds.values()):
             lease = hold.lease
             self._drop(hold)
             if lease is not None:
                 lease.lose("its client was closed")
             self._abandon_token(hold.token)
-        error = ClientClosed(f"{self.what}: the client was closed while this task waited")
-        for request in list(self.requests.values()):
-            if request.waiter is not None and not request.waiter.future.done():
-                request.waiter.future.set_exception(ClientClosed(*error.args))
-            self._leave(request)
-        for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(ClientClosed(*error.args))
-        self.waiters.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

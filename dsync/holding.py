@@ -160,7 +160,8 @@ class Holding:
                 reply.settle(call.reply)
             else:
                 limit, _, holding, waiting, *_ = call.reply
-                reply.settle(holding >= limit or waiting > 0)
+                known = self._cohort.declared if limit < 0 else limit
+                reply.settle(holding >= known or waiting > 0)
 
         self._cohort.ask("permit_info", answered)
 
@@ -181,12 +182,20 @@ class Holding:
         traceback: TracebackType | None,
     ) -> None:
         task, entered = self._leave_body()
-        our_cancel = entered.unguard() and await entered.lift(task, exc)
+        cancelled = entered.unguard()
+        error: DsyncError | None = None
+        reply: Reply[None] = DONE
         try:
             reply = self._give_back(self._to_end(entered))
+        except DsyncError as refused:
+            error = refused
+        our_cancel = cancelled and await entered.lift(task, exc)
+        try:
             if reply is not DONE:
                 await reply
-        except DsyncError as error:
+        except DsyncError as failed:
+            error = failed
+        if error is not None:
             if exc is None or our_cancel:
                 raise error from exc
             # What the body raised, or a cancel from elsewhere, is never masked.

@@ -50,7 +50,9 @@ class Terms:
         object.__setattr__(self, "alone", alone)
         cap = self.lease if self.max_hold is None else self.max_hold
         object.__setattr__(self, "first_lease", min(self.lease, cap))
-        object.__setattr__(self, "claim", int(min(self.lease, cap, CLAIM) * 1000))
+        # What is not renewed has to be good for all of its lease from the beginning.
+        claim = min(self.first_lease, CLAIM) if self.renew else self.first_lease
+        object.__setattr__(self, "claim", int(claim * 1000))
 
 
 class Lease:
@@ -62,13 +64,15 @@ class Lease:
     """
 
     __slots__ = (
-        "_cancelling", "_event", "_reason", "_task", "fence", "hold", "outer", "owner", "what",
+        "_cancelling", "_event", "_reason", "_task", "fence", "hold", "outer", "owner", "released",
+        "what",
     )  # fmt: skip
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
         self.what = what  # "lock 'invoices'", for messages
         self.hold = hold  # None: it cannot be lost (dsync.local)
         self.fence = fence
+        self.released = False  # of those that have no hold
         self.owner: asyncio.Task[object] | None = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
@@ -81,14 +85,16 @@ class Lease:
     def held(self) -> bool:
         """Whether it is still ours.  Computed from the clock: a blocked loop does not bend it."""
         hold = self.hold
-        return self._reason is None and (hold is None or time.monotonic() < hold.deadline)
+        if hold is None:
+            return not self.released
+        return hold.lease is self and time.monotonic() < hold.deadline
 
     @property
     def left(self) -> float:
         """Seconds until it has to be renewed or is lost; 0.0 when it is."""
-        if self.hold is None:
-            return float("inf")
-        return max(0.0, self.hold.deadline - time.monotonic()) if self._reason is None else 0.0
+        if not self.held:
+            return 0.0
+        return _NEVER if self.hold is None else max(self.hold.deadline - time.monotonic(), 0.0)
 
     @property
     def lost(self) -> asyncio.Event:
@@ -140,7 +146,9 @@ class Lease:
         return False
 
     def __repr__(self) -> str:
-        state = f"{self.left:.1f} s left" if self.held else "lost"
+        state = "lost" if self._reason is not None else "released"
+        if self.held:
+            state = f"{self.left:.1f} s left"
         return f"<dsync.Lease of {self.what} [{state}, fence:{self.fence}]>"
 
 
@@ -267,7 +275,8 @@ class Keeper:
         if wake < float("inf"):
             self._wake_by(wake)
         for hold in lost:
-            hold.cohort.expire(hold)
+            if hold.token in hold.cohort.holds:  # a hook may have released it meanwhile
+                hold.cohort.expire(hold)
         self._renew(due)
 
     def _renew(self, due: list[Hold]) -> None:

@@ -89,7 +89,7 @@ class Line:
 
     def waiting(self) -> int:
         """How many tasks of this process wait."""
-        return sum(not waiter.future.done() for waiter in self.waiters)
+        return len(self.waiters)
 
     def describe(self) -> str:
         """How things stand, for the message of a timeout."""

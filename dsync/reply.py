@@ -58,7 +58,6 @@ class Reply(Generic[T]):
         return f"<dsync.Reply [{self._known!r}, {state}]>"
 
     def __await__(self) -> Generator[Any, None, T]:
-        self._awaited = True
         if self._ask is not None:
             ask, self._ask = self._ask, None
             ask(self)
@@ -67,6 +66,7 @@ class Reply(Generic[T]):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             yield from waiter
+        self._awaited = True
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         return cast(T, self._outcome)

@@ -65,12 +65,13 @@ class Semaphore(Holding):
         Growing serves those who wait; shrinking takes nobody's permit away.
         """
         wanted = checked_count("value", value)
-        limit, _ = await self._cohort.answer("permit_resize", wanted=wanted)
-        self._cohort.learn_limit(limit, expected=True)
+        await self._cohort.answer("permit_resize", wanted=wanted)
 
     async def info(self) -> SemaphoreInfo:
         """The value, who holds permits and who waits, over all processes."""
         limit, pinned, held, waits, holding, waiting, _ = await self._cohort.answer("permit_info")
+        if limit < 0:  # nobody has used it yet
+            limit = self._cohort.declared
         return SemaphoreInfo(
             self.name, limit, bool(pinned), held, waits, holders_of(holding), waiters_of(waiting)
         )

@@ -184,7 +184,7 @@ async def test_a_script_that_the_server_forgot_is_sent_and_the_rest_unharmed(rig
     record.run("permit_info", healed.set_result)
     behind = rig.send("ECHO", "behind")
     assert [(await before).reply, (await behind).reply] == [b"before", b"behind"]
-    assert list((await healed).reply)[:4] == [1, 0, 0, 0]
+    assert list((await healed).reply)[:4] == [-1, 0, 0, 0]  # nobody has declared a limit
     assert ((await before).attempts, (await behind).attempts) == (1, 1)
     known: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
     record.run("permit_info", known.set_result)

@@ -25,7 +25,7 @@ class LocalCohort(Line):
     def __init__(self, what: str, value: int, fences: bool) -> None:
         super().__init__(what)
         self.value = value  # permits that are free
-        self.limit = value
+        self.limit = self.declared = value
         self._waking = 0
         self._fence = 0 if fences else None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +58,7 @@ class LocalCohort(Line):
         return None  # take() has been asked
 
     def give_back(self, lease: Lease) -> Reply[None]:
+        lease.released = True
         self.value += 1
         self._serve()
         return DONE

@@ -248,7 +248,8 @@ def permit_info(permits: Permits, us: int) -> list[int | Listing]:
         waiting += [token.encode(), max(0, (us - ticket) // 1000)]
     pinned = int(permits.pinned)
     waits = len(permits.waiters)
-    return [permits.capacity(), pinned, len(live), waits, holding, waiting, permits.fence]
+    limit = -1 if permits.limit is None else permits.capacity()
+    return [limit, pinned, len(live), waits, holding, waiting, permits.fence]
 
 
 TRANSITIONS: Final[dict[str, Callable[..., list[int] | list[int | Listing]]]] = {

@@ -13,6 +13,8 @@ from dsync.store import Arg, Bound, Call, Done, Inbox
 __all__ = ["Memory", "MemoryStore"]
 
 Spaces = MutableMapping[str, "Memory"]
+SWEEP = 1024  # steps between two looks for what nobody needs any more
+KEEP_MS = 7 * 24 * 3600 * 1000  # for which a record outlives its last use
 _WALL = time.time() - time.monotonic()
 
 
@@ -32,6 +34,7 @@ class Memory:
         self.inboxes: dict[str, Inbox] = {}
         self.messages: list[tuple[str, list[bytes]]] = []
         self.floor = 0  # above every fence of the records that were dropped
+        self._steps = 0
 
     @classmethod
     def named(cls, name: str) -> "Memory":
@@ -58,12 +61,25 @@ class Memory:
             if permits.empty():
                 self.floor = max(self.floor, permits.fence)
                 del self.records[key]
+        self._steps += 1
+        if self._steps % SWEEP == 0:
+            self._sweep()
         messages, self.messages = self.messages, []
         for process, message in messages:
             inbox = self.inboxes.get(process)
             if inbox is not None:
                 inbox.pushed(message, time.monotonic())
         return reply
+
+    def _sweep(self) -> None:
+        """Drop what Redis would have let expire."""
+        now = self.clock() // 1000
+        for key, permits in list(self.records.items()):
+            permits.left = {token: until for token, until in permits.left.items() if until > now}
+            idle = not (permits.holders or permits.waiters or permits.left)
+            if permits.empty() or (idle and now - permits.clock > KEEP_MS):
+                self.floor = max(self.floor, permits.fence)
+                del self.records[key]
 
 
 class MemoryStore:

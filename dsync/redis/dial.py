@@ -116,7 +116,11 @@ def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
             f"Redis at {where} refused the user name or password ({text}); "
             "put them into the URL: redis://user:password@host:6379"
         )
-    if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in text:
+    if (
+        isinstance(exc, redis.exceptions.NoPermissionError)
+        or "NOPERM" in text
+        or "no permissions" in text
+    ):
         return StoreUnavailable(f"Redis at {where} does not let this user connect: {text}")
     if "DB index" in text or "invalid DB" in text:
         return StoreUnavailable(f"Redis at {where} has no such database: {text}")

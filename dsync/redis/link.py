@@ -57,12 +57,6 @@ TRANSIENT = frozenset(
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 1.0
 
 
-def backoff(attempt: int) -> float:
-    """Seconds before the next attempt: doubling, with jitter so that a fleet does not beat time."""
-    doubled = FIRST_BACKOFF * float(2 ** min(attempt, 10))
-    return min(LONGEST_BACKOFF, doubled) * random.uniform(0.5, 1.0)
-
-
 class Link:
     """`call(command, done)` going down; `done`, `on_push` and `on_gap` coming back.
 
@@ -112,6 +106,14 @@ class Link:
         self._watch_by(call.issued + self.outage_timeout)
         self._put(call)
         return call
+
+    def backoff(self, attempt: int) -> float:
+        """Seconds before the next attempt: doubling, with jitter so that fleets do not beat time.
+
+        Never so long that a server which is back is not tried again within `outage_timeout`.
+        """
+        doubled = FIRST_BACKOFF * float(2 ** min(attempt, 10))
+        return min(LONGEST_BACKOFF, self.outage_timeout / 5, doubled) * random.uniform(0.5, 1.0)
 
     def _put(self, call: Call) -> None:
         """Send it, or leave it in the backlog until there is a connection."""
@@ -179,7 +181,10 @@ class Link:
             self.trouble = refusal
             self._delayed.add(call)
             loop = asyncio.get_running_loop()
-            loop.call_later(backoff(call.attempts), self._again, call)
+            # As long again as it has waited by now: that doubles, too.
+            waited = max(time.monotonic() - call.issued, FIRST_BACKOFF)
+            delay = min(waited, LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
+            loop.call_later(delay, self._again, call)
             if refusal.code == "READONLY":
                 # We talk to a replica, or to a primary that has become one: find the new one.
                 self._hang_up(refusal)

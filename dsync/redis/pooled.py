@@ -10,7 +10,7 @@ from typing import Any
 
 import redis.exceptions
 
-from dsync.redis.link import Link, Refusal, backoff, words_of
+from dsync.redis.link import Link, Refusal, words_of
 
 __all__ = ["PooledLink"]
 
@@ -47,6 +47,9 @@ class PooledLink(Link):
 
     def _put(self, call: Any) -> None:
         self._backlog.append(call)
+        self._start()
+
+    def _start(self) -> None:
         if self._pump is None and not self.closed:
             self._pump = asyncio.get_running_loop().create_task(
                 self._send_ticks(), name="dsync link"
@@ -69,7 +72,7 @@ class PooledLink(Link):
                     self._requeue()
                     self._give_up()
                     attempt += 1
-                    await asyncio.sleep(backoff(attempt))
+                    await asyncio.sleep(self.backoff(attempt))
                 else:
                     attempt = 0
                     self.trouble = None
@@ -81,10 +84,13 @@ class PooledLink(Link):
                     await asyncio.sleep(0)
         except Exception as exc:
             self._requeue()
-            refusal = _as_refusal(exc)
-            self._fail(lambda call: True, self.explain(refusal, self._backlog[0]))
+            if self._backlog:
+                error = self.explain(_as_refusal(exc), self._backlog[0])
+                self._fail(lambda call: True, error)
         finally:
             self._pump = None
+            if self._backlog and not self.closed:
+                self._start()  # called while we were failing others
 
     async def _send_batch(self) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
@@ -134,7 +140,7 @@ class PooledLink(Link):
                     if not confirmed.done():
                         confirmed.set_exception(exc)
                         return
-                    await asyncio.sleep(backoff(5))
+                    await asyncio.sleep(self.backoff(5))
                     continue
                 if message is None:
                     await asyncio.sleep(0)  # fakeredis does not always yield

@@ -102,7 +102,8 @@ class RedisStore:
         if refusal.code == "NOPERM":
             return StoreUnavailable(
                 f"{where} does not allow this user what dsync needs ({refusal}); allow "
-                f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub"
+                f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub "
+                "+time +ping +client|setname"
             )
         tried = time.monotonic() - call.issued
         return StoreUnavailable(f"{where} refused {what} for {tried:.1f} s: {refusal}")

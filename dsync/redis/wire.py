@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 
 from dsync.errors import StoreUnavailable
-from dsync.redis.link import Command, Link, Refusal, backoff, packed
+from dsync.redis.link import Command, Link, Refusal, packed
 from dsync.store import Call, Done
 
 __all__ = ["Connection", "Wire"]
@@ -140,7 +140,7 @@ class Wire(Link):
     async def _keep_dialling(self) -> None:
         attempt, began = 0, time.monotonic()
         if self._connected_at is not None and began - self._connected_at < 1:
-            await asyncio.sleep(backoff(1))  # it answers, and hangs up
+            await asyncio.sleep(self.backoff(1))  # it answers, and hangs up
         while True:
             try:
                 async with asyncio.timeout(self.reply_timeout):
@@ -160,7 +160,7 @@ class Wire(Link):
                     self._dialling = None  # the next call tries again
                     return
                 attempt += 1
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(self.backoff(attempt))
             else:
                 self._dialling = None
                 self._connected(connection)
@@ -219,7 +219,10 @@ class Wire(Link):
         if self.closed:
             return
         if self._subscribe is not None:
-            self._inflight.remove(self._subscribe)
+            # It belongs to the connection that is gone.  Refused for now, it waits out a backoff.
+            if self._subscribe in self._inflight:
+                self._inflight.remove(self._subscribe)
+            self._delayed.discard(self._subscribe)
             self._subscribe = None
         self._backlog.extendleft(reversed(self._inflight))
         self._inflight.clear()

@@ -74,3 +74,37 @@ asyncio.run(main())
         timeout=30,
     )
     assert (run.returncode, run.stderr) == (0, "")
+
+
+async def test_closing_grants_nothing_to_who_waits_in_the_same_client(world: World) -> None:
+    client = world.client()
+    lock = client.lock("x", fair=True)
+    await lock.acquire()
+    waiting = asyncio.create_task(lock.acquire())
+    semaphore = client.semaphore("s", 1)
+    await semaphore.acquire()
+    also = asyncio.create_task(semaphore.acquire())
+    await asyncio.sleep(0)
+    await client.aclose()
+    for task in (waiting, also):
+        with pytest.raises(dsync.ClientClosed):
+            await task
+    assert not client.homes
+    other = world.client()
+    assert await other.lock("x").try_acquire()
+    assert await other.semaphore("s", 1).try_acquire()
+
+
+async def test_memory_does_not_keep_names_that_were_only_waited_for() -> None:
+    one, two = dsync.connect("memory://sweep"), dsync.connect("memory://sweep")
+    async with one, two:
+        for i in range(50):
+            async with one.lock(f"n{i}"):
+                with pytest.raises(dsync.AcquireTimeout):
+                    await two.lock(f"n{i}").acquire(timeout=0.001)
+        memory = one.store.memory  # type: ignore[attr-defined]
+        assert len(memory.records) == 50  # what has left is remembered for a minute
+        clock, memory.clock = memory.clock, lambda: clock() + 120_000_000
+        for _ in range(1100):
+            await one.lock("other").info()
+        assert not memory.records

@@ -316,3 +316,71 @@ async def test_a_body_may_release_and_acquire_again(world: World) -> None:
     with pytest.raises(RuntimeError, match="Lock is not acquired"):
         async with lock:
             lock.release()
+
+
+async def test_what_is_not_renewed_is_good_for_its_whole_lease_also_after_waiting(
+    world: World,
+) -> None:
+    one, two = world.client().lock("x"), world.client().lock("x", lease=20, renew=False)
+    await one.acquire()
+    waiting = asyncio.create_task(two.acquire())
+
+    async def stands() -> bool:
+        return len((await one.info()).waiters) == 1
+
+    await settled(stands)
+    await one.release()
+    await waiting
+    assert two.lease is not None
+    assert two.lease.left > 10
+    await two.release()
+
+
+async def test_a_released_lease_is_not_held(world: World) -> None:
+    lock = world.client().lock("x")
+    async with lock as lease:
+        assert lease.held
+    assert not lease.held
+    assert lease.left == 0
+    assert not lease.lost.is_set()
+    async with lock:
+        assert not lease.held
+
+
+async def test_an_on_lost_hook_may_release_other_leases_that_have_ended(world: World) -> None:
+    locks: list[dsync.Lock] = []
+
+    def hook(lease: dsync.Lease) -> None:
+        for lock in locks:
+            try:
+                lock.release()
+            except (dsync.LeaseLost, dsync.NotHeld):
+                pass
+
+    client = world.client(on_lost=hook)
+    locks += [client.lock(name, lease=0.4) for name in "xyz"]
+    for lock in locks:
+        await lock.acquire()
+    leases = [lock.lease for lock in locks]
+    time.sleep(0.6)  # all of them end while the loop stands still
+    for lease in leases:
+        assert lease is not None
+        await asyncio.wait_for(lease.lost.wait(), 2)
+
+
+async def test_a_task_that_gets_the_lock_from_one_with_a_shorter_lease_gets_its_own(
+    world: World,
+) -> None:
+    client = world.client()
+    short, long = client.lock("x", lease=0.5), client.lock("x", lease=30)
+    await short.acquire()
+    waiting = asyncio.create_task(long.acquire())
+    await asyncio.sleep(0)
+    short.release()
+    await waiting
+
+    def long_enough() -> bool:
+        return long.lease is not None and long.lease.left > 10
+
+    await settled(long_enough)
+    await long.release()

@@ -94,3 +94,17 @@ async def test_closing_confirms_what_was_sent(world: World) -> None:
     await one.aclose()
     assert await two.try_acquire()
     await two.release()
+
+
+async def test_a_failure_after_a_cancelled_await_is_reported(world: World) -> None:
+    heard: list[BaseException] = []
+    reply: dsync.Reply[None] = dsync.Reply(report=heard.append)
+    task = asyncio.create_task(wait_for(reply))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    failure = dsync.StoreUnavailable("gone")
+    reply.settle(failure)
+    del reply, task
+    gc.collect()
+    assert heard == [failure]

@@ -203,3 +203,62 @@ async def test_repr_tells_the_state(world: World) -> None:
     assert repr(semaphore).endswith(" 'x' [locked]>")
     await semaphore.release()
     await semaphore.release()
+
+
+async def test_shrinking_takes_effect_while_tasks_pass_permits_among_themselves(
+    world: World,
+) -> None:
+    client, other = world.client(), world.client()
+    inside = 0
+    stop = False
+
+    async def work() -> None:
+        nonlocal inside
+        while not stop:
+            async with client.semaphore("x", 5):
+                inside += 1
+                await asyncio.sleep(0.001)
+                inside -= 1
+
+    tasks = [asyncio.create_task(work()) for _ in range(12)]
+    await settled(lambda: inside == 5)
+    await other.semaphore("x", 5).resize(1)
+    await settled(lambda: inside <= 1)
+    most = 0
+    for _ in range(50):
+        most = max(most, inside)
+        await asyncio.sleep(0.001)
+    stop = True
+    await asyncio.gather(*tasks)
+    assert most == 1
+
+
+async def test_a_greater_declaration_serves_those_who_wait(world: World) -> None:
+    client = world.client()
+    first = client.semaphore("x", 1)
+    await first.acquire()
+    waiting = asyncio.create_task(first.acquire())
+    await queued(first, 0)
+    later = client.semaphore("x", 3)
+    await asyncio.wait_for(waiting, 5)
+    assert await later.try_acquire()
+    assert (await later.info()).value == 3
+    for semaphore in (later, first, first):
+        await semaphore.release()
+
+
+async def test_info_of_a_semaphore_that_nobody_has_used_tells_its_value(world: World) -> None:
+    assert (await world.client().semaphore("x", 5).info()).value == 5
+    assert await world.client().semaphore("y", 5).locked() is False
+    assert await world.client().semaphore("z", 0).locked() is True
+
+
+async def test_resizing_is_no_disagreement_to_the_one_who_does_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="dsync")
+    semaphore = world.client().semaphore("x", 2)
+    async with semaphore:
+        await semaphore.resize(4)
+        assert semaphore.value == 4
+    assert "permits in all" not in caplog.text

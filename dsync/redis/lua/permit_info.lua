@@ -2,7 +2,8 @@
 --
 -- Returns    {limit, pinned, holding, waiting, {token, ms left, ms held, ...},
 --             {token, ms waited, ...}, fence}
---            holding and waiting are counts; the lists stop at the first 1000
+--            limit: -1 where nobody has declared one; holding and waiting are counts; the lists
+--            stop at the first 1000
 -- Invariant  a holder whose lease has ended is not listed.
 
 local state   = KEYS[1]              -- hash, as in permit_acquire
@@ -26,5 +27,6 @@ for i = 1, #listed, 2 do
   waiting[#waiting + 1] = listed[i]
   waiting[#waiting + 1] = math.max(0, math.floor((us - tonumber(listed[i + 1])) / 1000))
 end
+if not was[4] then limit = -1 end
 return {limit, pinned, redis.call('ZCOUNT', holders, live, '+inf'), redis.call('ZCARD', waiters),
   holding, waiting, fence}
