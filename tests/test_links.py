@@ -598,3 +598,26 @@ async def test_closing_while_a_server_cannot_be_reached_leaves_nothing() -> None
     with pytest.raises((dsync.ClientClosed, dsync.StoreUnavailable)):
         await waiting
     await settled(lambda: not left_running(before), lambda: f"left: {left_running(before)}")
+
+
+async def test_a_refused_subscription_that_is_cut_off_desynchronises_nothing() -> None:
+    """It waits out a backoff while its connection breaks, and belongs to no other."""
+    refused = cut = False
+
+    def answer(command: list[str]) -> bytes | None:
+        nonlocal refused, cut
+        if command[0] == "SUBSCRIBE" and not refused:
+            refused = True
+            return b"-BUSY for now\r\n"
+        if command[0] == "CUT" and not cut:
+            cut = True
+            return None
+        if command[0] == "ECHO":
+            return f"+{command[1]}\r\n".encode()
+        return politely(command)
+
+    async with Stub(answer) as stub, rig_on(stub) as rig:
+        await rig.send("CUT")
+        for i in range(20):
+            assert (await rig.send("ECHO", f"e{i}")).reply == f"e{i}".encode()
+        await settled(lambda: rig.link.listening)
