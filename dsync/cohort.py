@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Waiter
+from dsync.permits import PASSES, SILENCE_MS, Permits
 from dsync.reply import Reply
-from dsync.store import Arg, Bound, Call, Done
+from dsync.store import Arg, Call, Done
 
 if TYPE_CHECKING:
     from dsync.client import Client
 
 __all__ = ["Cohort"]
 
-PASSES = 64  # also the fences that a grant reserves: each pass uses one
 PASS_TIME = 0.010  # seconds
 BEAT = 2.0  # seconds between two signs of life of a process that waits
-SILENCE_MS = 6000  # a process silent for three beats has lost its places
-TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
 
 
 class Request:
@@ -54,12 +52,9 @@ class Cohort(Line):
     def __init__(self, client: "Client", kind: str, name: str, value: int, fences: bool) -> None:
         super().__init__(f"{kind} {name!r}")
         self.client = client
-        self.record = client.store.at(kind, name)
-        self.block = PASSES if fences else 0
-        self.fixed = fences  # a lock's limit is 1 and nobody declares another
-        self.declared = value
+        self.permits = Permits(client, kind, name, value, fences)
+        self.block = self.permits.block  # fences that come with a grant
         self.limit = value  # as the store has told us last
-        self._revision = 0 if fences else client.next_revision()
         # `waiters` are the tasks without a request of their own.
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
@@ -68,19 +63,6 @@ class Cohort(Line):
         self._shared: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
         self._passable = 0  # how many of the holds go from task to task
-        # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
-        self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
-        self._stamped: int | str = 0
-        self._unborn = False  # a declaration was sent before the client knew when it was born
-        release = partial(
-            self.record.bind,
-            "permit_release",
-            block=self.block,
-            inbox=client.store.channel,
-            silence=SILENCE_MS,
-        )
-        self._release_plainly = release(tombstone=0)
-        self._release_buried = release(tombstone=TOMBSTONE_MS)
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
         self._passes = 0
@@ -147,10 +129,8 @@ class Cohort(Line):
         self._drop(hold)
         reply: Reply[None] = Reply(report=client.report)
         done = partial(self._released, reply, lease)
-        if hold.tombstone:
-            self._release_buried(hold.token, done)
-        else:
-            self._release_plainly(hold.token, done)
+        release = self.permits.bury if hold.tombstone else self.permits.release
+        release(hold.token, done)
         if self.waiters or self._shared:
             self._stand()
         return reply
@@ -192,52 +172,29 @@ class Cohort(Line):
             if not failed:
                 self.learn_limit(call.reply[0], expected=True)
 
-        self.ask(
-            "permit_add",
-            added,
-            token=self.client.token(0),
-            declared=self.declared,
-            stamp=self.stamp(),
-            tombstone=TOMBSTONE_MS,
-        )
+        self.client.enter()
+        self.permits.add(added)
         return reply
 
     def free(self) -> int:
         """Permits that nobody holds, as far as this process knows."""
         return max(self.limit - len(self.holds), 0)
 
+    @property
+    def declared(self) -> int:
+        return self.permits.declared
+
     def declare(self, value: int) -> None:
         """What the newest object of this process was made with."""
-        if value != self.declared:
-            self.declared = self.limit = value
-            self._revision = self.client.next_revision()
-            self._acquires = ({}, {})
+        if self.permits.declare(value):
+            self.limit = value
             if self.waiters:
                 self._stand()
 
-    def stamp(self) -> int | str:
-        """When this declaration was made, as the store compares them: by the client's birth."""
-        born = self.client.store.born
-        return born if isinstance(born, str) else born + self._revision
-
-    def _be_born(self) -> None:
-        """What was declared as "now" was declared by now: what we declare next is newer."""
-        born, asked = self.client.store.born, self.client.store.born_asked
-        if not isinstance(born, str):
-            self._unborn = False
-            age = int((time.monotonic() - asked) * 1_000_000)
-            self._revision = self.client.next_revision(age)
-
     def ask(self, transition: str, done: Done, **args: Arg) -> None:
-        """Run a transition that changes nobody's place here, with what all of them need."""
-        if transition != "permit_info":
-            args |= {
-                "block": self.block,
-                "inbox": self.client.store.channel,
-                "silence": SILENCE_MS,
-            }
+        """Run a transition that changes nobody's place here."""
         self.client.enter()
-        self.record.run(transition, done, **args)
+        self.permits.ask(transition, done, **args)
 
     # -- requests: our places in the store's queue ----------------------------------------------
 
@@ -267,26 +224,9 @@ class Cohort(Line):
     def _send(self, request: Request) -> None:
         """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
         request.asking = True
-        wait = request.wait
-        lease = request.terms.first_lease
-        stamp = 0 if self.fixed else self.stamp()
-        self._unborn = self._unborn or stamp == ""
-        if stamp != self._stamped:
-            self._acquires = ({}, {})
-            self._stamped = stamp
-        acquire = self._acquires[wait].get(lease)
-        if acquire is None:
-            acquire = self._acquires[wait][lease] = self.record.bind(
-                "permit_acquire",
-                declared=self.declared,
-                stamp=stamp,
-                lease=int(lease * 1000),
-                wait=wait,
-                block=self.block,
-                inbox=self.client.store.channel,
-                silence=SILENCE_MS,
-            )
-        acquire(request.token, partial(self._answered, request))
+        self.permits.acquire(
+            request.token, request.terms.first_lease, request.wait, partial(self._answered, request)
+        )
 
     def _answered(self, request: Request, call: Call) -> None:
         request.asking = False
@@ -301,8 +241,8 @@ class Cohort(Line):
         code, fence_or_place, ms, waiting, limit = reply
         if limit != self.limit:
             self.learn_limit(limit)
-        if self._unborn:
-            self._be_born()
+        if self.permits.unborn:
+            self.permits.be_born()
         if code == 1:
             self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
@@ -474,13 +414,7 @@ class Cohort(Line):
         """Ask for the full lease from now on, and for `block` new fences."""
         hold.renewing = True
         length = hold.next_length()
-        self.record.run(
-            "permit_renew",
-            partial(self._renewed, hold, length),
-            token=hold.token,
-            lease=int(length * 1000),
-            block=block,
-        )
+        self.permits.renew(hold.token, length, block, partial(self._renewed, hold, length))
 
     def _renewed(self, hold: Hold, length: float, call: Call) -> None:
         hold.renewing = False
@@ -525,7 +459,7 @@ class Cohort(Line):
 
     def _abandon_token(self, token: str) -> None:
         """Give back what nobody uses; that it arrives is the link's business."""
-        self._release_buried(token, lambda call: None)
+        self.permits.bury(token, lambda call: None)
 
     def _released(self, reply: Reply[None], lease: Lease, call: Call) -> None:
         if isinstance(call.reply, BaseException):

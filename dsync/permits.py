@@ -1,0 +1,106 @@
+"""Permits: the transitions of one lock or semaphore, with what is the same in every call."""
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dsync.store import Arg, Bound, Done
+
+if TYPE_CHECKING:
+    from dsync.client import Client
+
+__all__ = ["PASSES", "SILENCE_MS", "Permits"]
+
+PASSES = 64  # from task to task for each grant; a grant reserves as many fences
+SILENCE_MS = 6000  # a process silent for three beats has lost its places
+TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
+
+
+class Permits:
+    """Asks the store.  It remembers what this process has declared, and nothing else."""
+
+    def __init__(self, client: "Client", kind: str, name: str, value: int, fences: bool) -> None:
+        self._client = client
+        self._record = client.store.at(kind, name)
+        self.block = PASSES if fences else 0
+        self._fixed = fences  # a lock's limit is 1 and nobody declares another
+        self.declared = value
+        self._revision = 0 if fences else client.next_revision()
+        self._common: dict[str, Arg] = {
+            "block": self.block,
+            "inbox": client.store.channel,
+            "silence": SILENCE_MS,
+        }
+        # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
+        self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
+        release = partial(self._record.bind, "permit_release", **self._common)
+        self.release = release(tombstone=0)
+        # The same, and a late copy of the token's acquire will be refused.
+        self.bury = release(tombstone=TOMBSTONE_MS)
+        self._stamped: int | str = 0
+        self.unborn = False  # a declaration was sent before the client knew when it was born
+
+    def acquire(self, token: str, lease: float, wait: int, done: Done) -> None:
+        """`wait` 1: join the queue, or keep the place there; 0: now or not at all."""
+        stamp = 0 if self._fixed else self._stamp()
+        if stamp != self._stamped:
+            self._acquires = ({}, {})
+            self._stamped = stamp
+        acquire = self._acquires[wait].get(lease)
+        if acquire is None:
+            acquire = self._acquires[wait][lease] = self._record.bind(
+                "permit_acquire",
+                declared=self.declared,
+                stamp=stamp,
+                lease=int(lease * 1000),
+                wait=wait,
+                **self._common,
+            )
+        acquire(token, done)
+
+    def renew(self, token: str, length: float, block: int, done: Done) -> None:
+        """`length` seconds from now on, and `block` new fences."""
+        self._record.run("permit_renew", done, token=token, lease=int(length * 1000), block=block)
+
+    def add(self, done: Done) -> None:
+        """One permit more, for everyone."""
+        self.ask(
+            "permit_add",
+            done,
+            token=self._client.token(0),
+            declared=self.declared,
+            stamp=self._stamp(),
+            tombstone=TOMBSTONE_MS,
+        )
+
+    def ask(self, transition: str, done: Done, **args: Arg) -> None:
+        """Any other transition."""
+        common = {} if transition == "permit_info" else self._common
+        self._record.run(transition, done, **args, **common)
+
+    # -- what this process declares ---------------------------------------------------------------
+
+    def declare(self, value: int) -> bool:
+        """What the newest object of this process was made with.  -> whether that is news"""
+        if value == self.declared:
+            return False
+        self.declared = value
+        self._revision = self._client.next_revision()
+        self._acquires = ({}, {})
+        return True
+
+    def _stamp(self) -> int | str:
+        """When this declaration was made, as the store compares them: by the client's birth."""
+        born = self._client.store.born
+        if isinstance(born, str):
+            self.unborn = True
+            return born
+        return born + self._revision
+
+    def be_born(self) -> None:
+        """What was declared as "now" was declared by now: what we declare next is newer."""
+        born, asked = self._client.store.born, self._client.store.born_asked
+        if not isinstance(born, str):
+            self.unborn = False
+            age = int((time.monotonic() - asked) * 1_000_000)
+            self._revision = self._client.next_revision(age)
