@@ -520,8 +520,10 @@ class Cohort(Line):
         so that a lost message costs each of them something, but never for ever.
         """
         self._timer = None
-        if time.monotonic() - self._expected > SILENCE_MS / 2000:
-            self.ask_all()  # we were stopped: the store may have dropped us
+        stopped = time.monotonic() - self._expected > SILENCE_MS / 2000
+        if stopped or not self.client.listening():
+            # The store may have dropped us, or its grants do not reach us.
+            self.ask_all()
             return
         queued = [request for request in self.requests.values() if request.queued]
         if not queued:

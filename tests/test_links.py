@@ -486,6 +486,18 @@ async def test_without_a_right_to_our_channels_waiters_are_served_by_asking(
         await waiting
         assert time.monotonic() - began < 2.2
         await waiter.release()
+
+        # Many grants at once are all found, before their claims run out.
+        many = two.semaphore("s", 0, fair=True)
+        tasks = [asyncio.create_task(many.acquire()) for _ in range(12)]
+
+        async def all_wait() -> bool:
+            return (await many.info()).waiting == 12
+
+        await settled(all_wait, "twelve wait")
+        await one.semaphore("s", 0).resize(12)
+        await asyncio.wait_for(asyncio.gather(*tasks), 2.2)
+        assert (await many.info()).held == 12
     finally:
         await one.aclose()
         await two.aclose()
