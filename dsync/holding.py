@@ -118,12 +118,16 @@ class Holding:
             self._inside[task] = entered.outer
         return task, entered
 
-    def _to_end(self, entered: Lease) -> Lease:
-        """What the end of a body releases: its lease, or another that its task acquired since."""
+    def _end_body(self, entered: Lease) -> Reply[None]:
+        """Release what the body began with, or what its task has acquired since."""
         mine = self._held.get(entered.owner)
         if not mine:
-            raise NotHeld(self._named("Lock is not acquired."))
-        return entered if entered in mine else mine[-1]
+            return self._end_empty_handed(entered)
+        return self._give_back(entered if entered in mine else mine[-1])
+
+    def _end_empty_handed(self, entered: Lease) -> Reply[None]:
+        """The body, or another task, has released its lease already."""
+        raise NotHeld(self._named("Lock is not acquired."))
 
     def _held_by_anyone(self) -> Lease:
         """The lease that a release ends; raises what asyncio does where there is none."""
@@ -186,7 +190,7 @@ class Holding:
         error: DsyncError | None = None
         reply: Reply[None] = DONE
         try:
-            reply = self._give_back(self._to_end(entered))
+            reply = self._end_body(entered)
         except DsyncError as refused:
             error = refused
         our_cancel = cancelled and await entered.lift(task, exc)

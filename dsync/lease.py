@@ -159,7 +159,7 @@ class Hold:
     """
 
     __slots__ = (
-        "cap", "cohort", "deadline", "ends", "failed", "fence", "last_fence", "lease", "length",
+        "cap", "cohort", "deadline", "failed", "fence", "last_fence", "lease", "length",
         "renew_at", "renewing", "round", "terms", "token", "tombstone",
     )  # fmt: skip
 
@@ -173,7 +173,6 @@ class Hold:
         self.lease: Lease | None = None
         self.cap = _NEVER  # renewal does not pass it
         self.length = 0.0  # seconds, as confirmed last
-        self.ends = 0.0  # on the server, at the earliest
         self.deadline = 0.0  # here
         self.renew_at = 0.0
         self.renewing = False  # a renewal is on its way
@@ -208,7 +207,7 @@ class Keeper:
         if hold.round is not None:
             hold.round.pop(hold, None)
         hold.length = length
-        hold.ends = ends = sent + length
+        ends = sent + length  # on the server, at the earliest
         hold.deadline = deadline
         hold.failed = False
         grows = hold.terms.renew and ends < hold.cap - 0.001

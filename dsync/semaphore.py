@@ -5,6 +5,7 @@ from typing import Literal
 from dsync.arguments import checked_count
 from dsync.holding import Holding
 from dsync.info import SemaphoreInfo, holders_of, waiters_of
+from dsync.lease import Lease
 from dsync.reply import Reply
 
 __all__ = ["BoundedSemaphore", "Semaphore"]
@@ -50,6 +51,13 @@ class Semaphore(Holding):
         if lease is None:
             return self._raise_value()
         return self._give_back(lease)
+
+    def _end_empty_handed(self, entered: Lease) -> Reply[None]:
+        # Another task may have released it, to signal: asyncio counts both.  After a loss, though,
+        # what is left belongs to others.
+        if entered.lost.is_set():
+            raise entered.error()
+        return self.release()
 
     def _raise_value(self) -> Reply[None]:
         return self._cohort.add()

@@ -363,3 +363,18 @@ async def test_one_object_is_shared_by_many_tasks(world: World) -> None:
                 inside.pop()
 
     await asyncio.gather(*(work() for _ in range(10)))
+
+
+async def test_a_try_whose_token_is_refused_tries_again_and_does_not_wait(world: World) -> None:
+    """Its first question came behind a copy of its own leave: it asks under another token."""
+    client = world.client()
+    lock, holder = client.lock("x"), world.client().lock("x")
+    for free in (True, False):
+        upcoming = f"{client.client_id}.{client._counter + 1}/5000"
+        lock._cohort.permits.bury(upcoming, lambda call: None)  # type: ignore[union-attr]
+        assert await asyncio.wait_for(lock.try_acquire(), 2) is free
+        if free:
+            await lock.release()
+            await holder.acquire()
+    await queued(world, holder, 0)
+    await holder.release()

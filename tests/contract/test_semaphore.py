@@ -6,6 +6,7 @@ import logging
 import pytest
 
 import dsync
+from dsync import local
 from tests.conftest import World, settled
 
 
@@ -262,3 +263,24 @@ async def test_resizing_is_no_disagreement_to_the_one_who_does_it(
         await semaphore.resize(4)
         assert semaphore.value == 4
     assert "permits in all" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["semaphore", "local"])
+async def test_a_release_from_outside_a_body_and_its_end_both_count(
+    world: World, kind: str
+) -> None:
+    semaphore = world.client().semaphore("x", 1) if kind == "semaphore" else local.Semaphore(1)
+    async with semaphore:
+        semaphore.release()  # a signal, as asyncio's counter takes it
+    assert await semaphore.try_acquire()
+    assert await semaphore.try_acquire()
+    assert not await semaphore.try_acquire()
+
+
+async def test_a_bounded_semaphore_refuses_the_end_of_a_body_that_released_itself(
+    world: World,
+) -> None:
+    for semaphore in (world.client().bounded_semaphore("x", 1), local.BoundedSemaphore(1)):
+        with pytest.raises(ValueError, match="released too many times"):
+            async with semaphore:
+                await semaphore.release()

@@ -164,6 +164,20 @@ async def test_a_copy_of_an_acquire_that_arrives_after_the_release_gets_nothing(
     assert await real.client().lock("x").try_acquire()
 
 
+async def test_a_copy_of_a_try_that_arrives_after_its_refusal_gets_nothing(
+    real: World, proxy: Proxy, through: Through, held: Any
+) -> None:
+    client, holder = through(outage_timeout=1.5), real.client().lock("x")
+    await warmed(client)
+    await holder.acquire()
+    proxy.strand()
+    assert not await client.lock("x").try_acquire()  # by way of a second connection
+    await client.check()
+    await holder.release()
+    await late_copy_arrives(real, proxy)
+    assert await held() == 0
+
+
 async def test_a_copy_of_an_acquire_that_arrives_after_its_cancellation_gets_nothing(
     real: World, proxy: Proxy, through: Through, held: Any, queued: Any
 ) -> None:
