@@ -26,6 +26,12 @@ class Pushes:
     def pushed(self, message: list[bytes], evidence: float) -> None:
         self._on_push(message)
 
+    def news(self, channel: str, payload: bytes) -> None:
+        self._on_push(payload.split(b" "))
+
+    def tuned(self, channel: str) -> None:
+        pass
+
     def gap(self) -> None:
         raise ConnectionError("the connection broke during a measurement")
 

@@ -1,6 +1,7 @@
 """asyncio's synchronization primitives, across processes and machines."""
 
 from dsync.client import Client, connect
+from dsync.condition import Condition
 from dsync.errors import (
     AcquireTimeout,
     ClientClosed,
@@ -11,7 +12,9 @@ from dsync.errors import (
     SchemaMismatch,
     StoreUnavailable,
     TooManyWaiters,
+    WaitTimeout,
 )
+from dsync.event import Event
 from dsync.info import Holder, LockInfo, Queued, SemaphoreInfo
 from dsync.lease import Lease
 from dsync.lock import Lock
@@ -23,7 +26,9 @@ __all__ = [
     "BoundedSemaphore",
     "Client",
     "ClientClosed",
+    "Condition",
     "DsyncError",
+    "Event",
     "ForeignKey",
     "Holder",
     "Lease",
@@ -38,5 +43,6 @@ __all__ = [
     "SemaphoreInfo",
     "StoreUnavailable",
     "TooManyWaiters",
+    "WaitTimeout",
     "connect",
 ]

@@ -12,17 +12,23 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet, WeakValueDictionary
 
-from dsync.arguments import checked_count, checked_seconds
-from dsync.cohort import BEAT, Cohort
+from dsync.arguments import checked_count, checked_lease, checked_seconds
+from dsync.beat import BEAT
+from dsync.cohort import Cohort
+from dsync.condition import Condition
 from dsync.errors import ClientClosed
+from dsync.event import Event
+from dsync.flag import Flag
 from dsync.holding import checked_terms
-from dsync.lease import Keeper, Lease, LostHook, OnLost
+from dsync.lease import Keeper, Lease, LostHook, OnLost, Terms
 from dsync.lock import Lock
 from dsync.names import checked_name, identify
 from dsync.semaphore import BoundedSemaphore, Semaphore
-from dsync.store import Store
+from dsync.store import Home, Store
 
 __all__ = ["Client", "connect"]
+
+DEFAULT_TERMS = Terms()
 
 log = logging.getLogger("dsync")
 ErrorHook = Callable[[BaseException], object]
@@ -86,8 +92,10 @@ class Client:
         self.keeper = Keeper()
         # A cohort lives while somebody has an object of its name, waits or holds.
         self._cohorts: WeakValueDictionary[tuple[str, str], Cohort] = WeakValueDictionary()
+        self._flags: WeakValueDictionary[str, Flag] = WeakValueDictionary()  # by channel
+        self._listening: dict[str, Flag] = {}  # those of them that want to hear of their event
         # Every token of ours that asks or holds, and whose it is.
-        self.homes: dict[str, Cohort] = {}
+        self.homes: dict[str, Home] = {}
         # All beats of this client fall on one grid in time, each client's on another.
         self.phase = uniform(0, BEAT)
         self._warned: set[str] = set()
@@ -175,6 +183,53 @@ class Client:
         terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
         return BoundedSemaphore(self._cohort("semaphore", name, value), name, terms)
 
+    def event(
+        self, name: str, *, ttl: float | None = None, max_waiters: int | None = None
+    ) -> Event:
+        """The event of this name.
+
+        Args:
+            name: any text but the empty one.
+            ttl: seconds for which a `set()` of this object lasts; None: until a `clear()`.
+            max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
+        """
+        checked_name(name)
+        if ttl is not None:
+            ttl = checked_lease("ttl", ttl)
+        if max_waiters is not None:
+            checked_count("max_waiters", max_waiters)
+        flag = Flag(self, name)
+        flag = self._flags.setdefault(flag.channel, flag)
+        return Event(flag, name, ttl, max_waiters)
+
+    def condition(
+        self,
+        name: str,
+        lock: Lock | None = None,
+        *,
+        lease: float = 30.0,
+        renew: bool = True,
+        max_hold: float | None = None,
+        on_lost: OnLost = "cancel",
+        fair: bool = False,
+        max_waiters: int | None = None,
+    ) -> Condition:
+        """The condition of this name over `lock`, a Lock of this client, or over one of its own.
+
+        The keyword arguments are those of `lock()`, for its own; times are seconds.
+        """
+        checked_name(name)
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        if lock is None:
+            lock = Lock(self._cohort("condition", name, 1, fences=True), name, terms)
+        elif not isinstance(lock, Lock):
+            raise TypeError(f"lock must be a Lock of this client, got {lock!r}")
+        elif getattr(lock._cohort, "client", None) is not self:
+            raise ValueError(f"lock must be a Lock of this client, got another's: {lock!r}")
+        elif terms != DEFAULT_TERMS:
+            raise TypeError("give lease and the like to the lock, not to a condition over it")
+        return Condition(lock, name)
+
     def _cohort(self, kind: str, name: str, value: int, fences: bool = False) -> Cohort:
         checked_name(name)
         checked_count("value", value)
@@ -250,8 +305,10 @@ class Client:
             return
         if self._loop is not None:
             self.enter()
-            for cohort in set(self.homes.values()) | set(self._cohorts.values()):
-                cohort.close()
+            for home in {id(home): home for home in self.homes.values()}.values():
+                home.close()
+            for flag in list(self._listening.values()):
+                flag.close()
         self._closed = True
         self._entered = None
         self.keeper.close()
@@ -282,6 +339,16 @@ class Client:
         """A number for a declaration of ours: greater than those of all earlier ones."""
         self._revision = max(self._revision + 1, at_least)
         return self._revision
+
+    def listen(self, flag: Flag) -> None:
+        """From now on the flag hears of its event."""
+        self._listening[flag.channel] = flag
+        self.store.subscribe(flag.channel)
+
+    def ignore(self, flag: Flag) -> None:
+        """It does not want to hear of it any more."""
+        del self._listening[flag.channel]
+        self.store.unsubscribe(flag.channel)
 
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""
@@ -325,27 +392,36 @@ class Client:
         try:
             kind, token = message[0], message[1].decode()
             numbers = [int(part) for part in message[2:]]
-            cohort = self.homes.get(token)
-            if cohort is None:
-                return  # released meanwhile
-            if kind == b"g":
-                fence, claim, waiting, limit = numbers
-                cohort.pushed_grant(token, fence, claim / 1000, waiting, limit, evidence)
-            elif kind == b"w":
-                waiting, limit = numbers
-                cohort.pushed_wish(waiting, limit)
-            elif kind == b"l" and token in cohort.holds:
-                cohort.lose(cohort.holds[token], "it was released by force")
+            home = self.homes.get(token)
+            if home is not None:  # else released meanwhile
+                home.heard(kind, token, numbers, evidence)
         except (ValueError, IndexError):
             log.warning("somebody else wrote on our channel: %r", message)
+
+    def news(self, channel: str, payload: bytes) -> None:
+        """A message on a channel that we listen to."""
+        flag = self._listening.get(channel)
+        if flag is not None:
+            try:
+                flag.heard(payload)
+            except ValueError:
+                log.warning("somebody else wrote on the channel of %s: %r", flag.what, payload)
+
+    def tuned(self, channel: str) -> None:
+        """We listen to a channel from now on: what was asked before may be old."""
+        flag = self._listening.get(channel)
+        if flag is not None:
+            flag.ask_all()
 
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits or holds asks again."""
         started = time.monotonic()
         # Holders first: who hears of a loss must hear of it before a waiter here gets its turn.
         self.keeper.renew_now()
-        for cohort in set(self.homes.values()):
-            cohort.ask_all()
+        for home in {id(home): home for home in self.homes.values()}.values():
+            home.ask_all()
+        for flag in list(self._listening.values()):
+            flag.ask_all()
         log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
 
 

@@ -14,11 +14,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dsync.beat import Beat
 from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Waiter
-from dsync.permits import PASSES, SILENCE_MS, Permits
+from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
+from dsync.request import Request
+from dsync.sleepers import Sleepers
 from dsync.store import Arg, Call, Done
 
 if TYPE_CHECKING:
@@ -27,23 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Cohort"]
 
 PASS_TIME = 0.010  # seconds
-BEAT = 2.0  # seconds between two signs of life of a process that waits
-
-
-class Request:
-    """One place of this process in the store's queue, or on the way there."""
-
-    __slots__ = ("again", "asking", "queued", "resent", "terms", "token", "wait", "waiter")
-
-    def __init__(self, token: str, terms: Terms, waiter: Waiter | None, wait: int) -> None:
-        self.token = token
-        self.terms = terms
-        self.waiter = waiter  # None: whoever is next here
-        self.wait = wait  # 0: now or not at all
-        self.asking = False  # a question is on its way
-        self.again = False  # and another has to follow it
-        self.queued = False  # the store has said that it waits
-        self.resent = False  # a copy of the question may still arrive, much later
 
 
 class Cohort(Line):
@@ -59,16 +45,17 @@ class Cohort(Line):
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
         self.requests: dict[str, Request] = {}
-        # Those of them that stand for whoever is next here.
+        # Those of them that stand for whoever is next here; and those that wait to be notified.
         self._shared: dict[str, Request] = {}
+        self.asleep: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
         self._passable = 0  # how many of the holds go from task to task
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
         self._passes = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._expected = 0.0  # when the timer should fire
+        self.beat = Beat(client, self._keep_places)
         self._turn = 0
+        self.sleepers = Sleepers(self)
         self._changing = 0  # calls of ours on their way that change the limit
 
     # -- what primitives call ------------------------------------------------------------------
@@ -83,14 +70,14 @@ class Cohort(Line):
             lease = await self._try_acquire(terms)
             if lease is None or lease.held:
                 return lease
-            self._put_away(lease)  # it ended before this task ran
+            self.put_away(lease)  # it ended before this task ran
 
     async def _try_acquire(self, terms: Terms) -> Lease | None:
         self.client.enter()
         if self.waiters and len(self.holds) >= self.limit:
             return None
         waiter = Waiter(asyncio.get_running_loop().create_future(), terms)
-        waiter.request = self._ask(terms, waiter, wait=0)
+        waiter.request = self.ask_for(terms, waiter, wait=0)
         try:
             return await waiter.future
         except BaseException:
@@ -99,20 +86,10 @@ class Cohort(Line):
 
     def give_back(self, lease: Lease) -> Reply[None]:
         """End a lease: pass its permit on here, or release it in the store.  Raises LeaseLost."""
-        hold = lease.hold
-        assert hold is not None
-        client = self.client
-        if client.forked:
-            client.enter()  # raises: it is the parent's
-        if hold.lease is not lease:
-            # The store may still have us as the holder: the body has ended, let it go.
-            self._abandon_token(hold.token)
-            raise lease.error()
+        hold = self.still_held(lease)
+        if hold.notices:
+            return self.sleepers.release(hold, lease)
         now = time.monotonic()
-        if now >= hold.deadline:
-            self.expire(hold)
-            self._abandon_token(hold.token)
-            raise lease.error()
         waiter = None
         if self.waiters and self._may_pass(hold, now):
             waiter = self._next_waiter()
@@ -126,18 +103,35 @@ class Cohort(Line):
             if half_used and self._contended is None and not hold.renewing:
                 self.renew(hold, self.block)
             return DONE
-        self._drop(hold)
-        reply: Reply[None] = Reply(report=client.report)
-        done = partial(self._released, reply, lease)
+        self.drop(hold)
+        reply: Reply[None] = Reply(report=self.client.report)
+        done = partial(self.released, reply, lease)
         release = self.permits.bury if hold.tombstone else self.permits.release
         release(hold.token, done)
         if self.waiters or self._shared:
-            self._stand()
+            self.stand()
         return reply
+
+    def still_held(self, lease: Lease) -> Hold:
+        """The hold that a holder is about to give back.  Raises LeaseLost."""
+        hold = lease.hold
+        assert hold is not None
+        if self.client.forked:
+            self.client.enter()  # raises: it is the parent's
+        if hold.lease is not lease:
+            # The store may still have us as the holder: the body has ended, let it go.
+            self.abandon(hold.token)
+            raise lease.error()
+        if time.monotonic() >= hold.deadline:
+            self.expire(hold)
+            self.abandon(hold.token)
+            raise lease.error()
+        return hold
 
     def waiting(self) -> int:
         """How many tasks of this process wait."""
-        return len(self.waiters) + len(self.requests) - len(self._shared)
+        shared, asleep = len(self._shared), len(self.asleep)
+        return len(self.waiters) + len(self.requests) - shared - asleep
 
     def busy(self) -> bool:
         """Whether, as far as this process knows, an acquire would have to wait now."""
@@ -189,7 +183,7 @@ class Cohort(Line):
         if self.permits.declare(value):
             self.limit = value
             if self.waiters:
-                self._stand()
+                self.stand()
 
     def ask(self, transition: str, done: Done, **args: Arg) -> None:
         """Run a transition that changes nobody's place here."""
@@ -198,7 +192,7 @@ class Cohort(Line):
 
     # -- requests: our places in the store's queue ----------------------------------------------
 
-    def _stand(self) -> None:
+    def stand(self) -> None:
         """Have one request for each permit that the tasks waiting here could use."""
         room = self.limit - self._passable
         if room <= 0:
@@ -207,28 +201,35 @@ class Cohort(Line):
         wanted = min(len(self.waiters), room)
         for _ in range(wanted - len(self._shared)):
             if self.waiters:  # a store that answers at once may have served them
-                self._ask(self.waiters[0].terms, None)
+                self.ask_for(self.waiters[0].terms, None)
         if len(self._shared) > wanted:
             for request in list(self._shared.values())[wanted:]:
-                self._leave(request)
+                self.leave(request)
 
-    def _ask(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
+    def ask_for(self, terms: Terms, waiter: Waiter | None, wait: int = 1) -> Request:
         request = Request(self.client.token(terms.claim), terms, waiter, wait)
-        self.requests[request.token] = request
         if waiter is None:
             self._shared[request.token] = request
-        self.client.homes[request.token] = self
-        self._send(request)
+        self.enlist(request)
+        self.send(request)
         return request
 
-    def _send(self, request: Request) -> None:
+    def enlist(self, request: Request) -> None:
+        """From now on what the store says of this token is heard here."""
+        self.requests[request.token] = request
+        self.client.homes[request.token] = self
+
+    def send(self, request: Request) -> None:
         """Ask for the permit: the first time, to keep the place, or to hear what became of it."""
         request.asking = True
+        if request.sleeps:
+            self.sleepers.send(request)
+            return
         self.permits.acquire(
-            request.token, request.terms.first_lease, request.wait, partial(self._answered, request)
+            request.token, request.terms.first_lease, request.wait, partial(self.answered, request)
         )
 
-    def _answered(self, request: Request, call: Call) -> None:
+    def answered(self, request: Request, call: Call) -> None:
         request.asking = False
         if call.attempts > 1:
             request.resent = True
@@ -236,7 +237,7 @@ class Cohort(Line):
             return  # it has left meanwhile; the store hears of that behind this question
         reply = call.reply
         if type(reply) is not list:
-            self._refused(request, reply, sent=call.attempts > 0)
+            self.refused(request, reply, sent=call.attempts > 0)
             return
         code, fence_or_place, ms, waiting, limit = reply
         if limit != self.limit:
@@ -244,27 +245,45 @@ class Cohort(Line):
         if self.permits.unborn:
             self.permits.be_born()
         if code == 1:
-            self._granted(request, fence_or_place, call.sent, ms / 1000, waiting)
+            self.granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
             request.queued = True
-            self._note_waiting(waiting)
-            self._look_again(ms)
-            if request.again:
-                request.again = False
-                self._send(request)
+            if request.sleeps:
+                self.sleepers.notified(request)
+            self.queued(request, ms, waiting)
         elif code == 0:
-            self._forget(request)
+            self.forget(request)
             if request.resent:
-                self._abandon_token(request.token)
-            if request.waiter is not None and not request.waiter.future.done():
+                self.abandon(request.token)
+            if request.waiter is not None and not request.waiter.gone:
                 request.waiter.future.set_result(None)
         else:
             # The store knows this token as one that has left: ours came late, after a
             # reconnect.  Ask anew.
-            self._forget(request)
+            self.forget(request)
             self._replace(request)
 
-    def pushed_grant(
+    def queued(self, request: Request, ms: int, waiting: int) -> None:
+        """It has its place in the store, which will look at it again in `ms`."""
+        self.note_waiting(waiting)
+        self.beat.start(ms)  # again when the next lease ends
+        if request.again:
+            request.again = False
+            self.send(request)
+
+    def heard(self, kind: bytes, token: str, numbers: list[int], evidence: float) -> None:
+        """A grant, a wish of others, or a revocation."""
+        if kind == b"g":
+            fence, claim, waiting, limit = numbers
+            self._heard_grant(token, fence, claim / 1000, waiting, limit, evidence)
+        elif kind == b"w":
+            waiting, limit = numbers
+            self.learn_limit(limit)
+            self.note_waiting(waiting)
+        elif kind == b"l" and token in self.holds:
+            self.lose(self.holds[token], "it was released by force")
+
+    def _heard_grant(
         self, token: str, fence: int, claim: float, waiting: int, limit: int, evidence: float
     ) -> None:
         """The store has given us a permit, not before `evidence`, for `claim` seconds."""
@@ -273,22 +292,24 @@ class Cohort(Line):
             return  # granted twice, or it has left meanwhile
         self.learn_limit(limit)
         if evidence + claim - margin(claim) > time.monotonic():
-            self._granted(request, fence, evidence, claim, waiting)
+            self.granted(request, fence, evidence, claim, waiting)
         elif request.asking:
             request.again = True
         else:
-            self._send(request)  # too old to be believed: ask
+            self.send(request)  # too old to be believed: ask
 
-    def _granted(
+    def granted(
         self, request: Request, fence: int, since: float, length: float, waiting: int
     ) -> None:
         """The permit is ours for `length` seconds from `since` on: give it to who is next."""
         del self.requests[request.token]
         self._shared.pop(request.token, None)
+        if request.sleeps:
+            self.sleepers.notified(request)
         deadline = since + length - margin(length)
         if deadline <= time.monotonic():
             # The answer took longer than the lease: it is none any more.
-            self._abandon_token(request.token)
+            self.abandon(request.token)
             del self.client.homes[request.token]
             self._replace(request)
             return
@@ -296,10 +317,10 @@ class Cohort(Line):
         hold.tombstone = request.resent or request.asking
         self._contended = None
         if waiting:
-            self._note_waiting(waiting)
+            self.note_waiting(waiting)
         waiter = request.waiter if request.waiter is not None else self._next_waiter()
-        if waiter is None or waiter.future.done():
-            self._abandon_token(request.token)
+        if waiter is None or waiter.gone:
+            self.abandon(request.token)
             del self.client.homes[request.token]
             return
         self.holds[hold.token] = hold
@@ -314,39 +335,44 @@ class Cohort(Line):
         """This token will not do: whoever waits for it gets another."""
         waiter = request.waiter
         if waiter is None:
-            self._stand()
-        elif not waiter.future.done():
-            waiter.request = self._ask(request.terms, waiter, request.wait)
+            self.stand()
+        elif not waiter.gone:
+            waiter.request = self.ask_for(request.terms, waiter, request.wait)
 
-    def _refused(self, request: Request, error: BaseException, sent: bool) -> None:
+    def refused(self, request: Request, error: BaseException, sent: bool) -> None:
         """The store could not be asked: tell the tasks that wait for this request."""
-        self._forget(request)
+        self.forget(request)
         if isinstance(error, StoreUnavailable) and sent:
-            # It may have been heard all the same.
-            self._abandon_token(request.token)
+            self._give_up(request)  # it may have been heard all the same
         if request.waiter is not None:
             waiters = [request.waiter]
         else:
             waiters = list(self.waiters)
             self.waiters.clear()
         for waiter in waiters:
-            if not waiter.future.done():
-                own = type(error)(*error.args)
-                own.__cause__ = error.__cause__
-                waiter.future.set_exception(own)
+            own = type(error)(*error.args)
+            own.__cause__ = error.__cause__
+            waiter.fail(own)
 
-    def _leave(self, request: Request) -> None:
+    def leave(self, request: Request) -> None:
         """Nobody waits for this request any more: out of the queue, or pass on what it got."""
-        self._forget(request)
-        self._abandon_token(request.token)
+        self.forget(request)
+        self._give_up(request)
 
-    def _forget(self, request: Request) -> None:
+    def _give_up(self, request: Request) -> None:
+        if request.sleeps:
+            self.sleepers.abandon(request)
+        else:
+            self.abandon(request.token)
+
+    def forget(self, request: Request) -> None:
+        """Nothing that is heard of this token concerns us any more."""
         self.requests.pop(request.token, None)
         self._shared.pop(request.token, None)
+        self.asleep.pop(request.token, None)
         self.client.homes.pop(request.token, None)
-        if not self.requests and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self.requests:
+            self.beat.stop()
 
     # -- tasks: who waits here -------------------------------------------------------------------
 
@@ -354,7 +380,7 @@ class Cohort(Line):
         """Wake the waiter as the owner of this hold."""
         fence = hold.fence if self.block else None
         hold.lease = lease = Lease(self.what, hold, fence)
-        waiter.future.set_result(lease)
+        waiter.give(lease)
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         return self.client.enter()
@@ -364,17 +390,17 @@ class Cohort(Line):
         if terms.max_waiters is not None:
             self._check_room(terms.max_waiters)
         if terms.alone:
-            waiter.request = self._ask(terms, waiter)
+            waiter.request = self.ask_for(terms, waiter)
         else:
             self.waiters.append(waiter)
             if not 0 < self.limit <= self._passable:  # else all there is passes through our hands
-                self._stand()
+                self.stand()
 
     def _left(self, waiter: Waiter) -> None:
         if waiter.request is None:
-            self._stand()
+            self.stand()
         elif waiter.request.token in self.requests:
-            self._leave(waiter.request)
+            self.leave(waiter.request)
 
     def describe(self) -> str:
         others = max(self.waiting() - 1, 0)
@@ -432,7 +458,7 @@ class Cohort(Line):
             hold.fence, hold.last_fence = fence - 1, fence + self.block - 1
         self.client.keeper.confirm(hold, call.sent, length, call.sent + length - margin(length))
         self.learn_limit(limit)
-        self._note_waiting(waiting)
+        self.note_waiting(waiting)
 
     def expire(self, hold: Hold) -> None:
         """Its deadline has passed, and nobody has renewed it."""
@@ -444,29 +470,29 @@ class Cohort(Line):
     def lose(self, hold: Hold, reason: str) -> None:
         """It is not ours any more: tell the holder, and let those waiting here ask anew."""
         lease = hold.lease
-        self._drop(hold)
+        self.drop(hold)
         if lease is not None:
             lease.lose(reason)
             self.client.lost(lease)
-        self._stand()
+        self.stand()
 
-    def _drop(self, hold: Hold) -> None:
+    def drop(self, hold: Hold) -> None:
         hold.lease = None
         del self.holds[hold.token]
         self._passable -= not hold.terms.alone
         self.client.homes.pop(hold.token, None)
         self.client.keeper.forget(hold)
 
-    def _abandon_token(self, token: str) -> None:
+    def abandon(self, token: str) -> None:
         """Give back what nobody uses; that it arrives is the link's business."""
         self.permits.bury(token, lambda call: None)
 
-    def _released(self, reply: Reply[None], lease: Lease, call: Call) -> None:
+    def released(self, reply: Reply[None], lease: Lease, call: Call) -> None:
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
             return
         held, waiting = call.reply
-        self._note_waiting(waiting)
+        self.note_waiting(waiting)
         if not held and call.attempts == 1:
             lease.lose("the store gave it to another or has forgotten it")
             self.client.lost(lease)
@@ -477,7 +503,7 @@ class Cohort(Line):
 
     # -- what others do ---------------------------------------------------------------------------
 
-    def _note_waiting(self, waiting: int) -> None:
+    def note_waiting(self, waiting: int) -> None:
         """So many requests wait in the store, our shared ones among them."""
         if waiting <= len(self._shared):
             self._contended = None
@@ -491,47 +517,24 @@ class Cohort(Line):
             if not (expected or self._changing):
                 self.client.disagreement(self.what, self.declared, limit)
             if grown:
-                self._stand()
+                self.stand()
 
-    def pushed_wish(self, waiting: int, limit: int) -> None:
-        """Another process waits, or the limit has changed."""
-        self.learn_limit(limit)
-        self._note_waiting(waiting)
-
-    def _look_again(self, ms: int) -> None:
-        """Ask again when the next lease ends, and at the next beat at the latest.
-
-        Beats of all cohorts of a client fall together, so that they leave in one write.
-        """
-        now = time.monotonic()
-        beat = BEAT if self.client.listening() else BEAT / 2
-        delay = beat - (now - self.client.phase) % beat
-        if ms > 0:
-            delay = min(delay, ms / 1000 + 0.002)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._expected = now + delay
-        self._timer = asyncio.get_running_loop().call_later(delay, self._beat)
-
-    def _beat(self) -> None:
+    def _keep_places(self, missed: bool) -> None:
         """Keep our places, and move the queue if its holder has died.
 
         The oldest request speaks for the process; the others take turns at being asked for too,
         so that a lost message costs each of them something, but never for ever.
         """
-        self._timer = None
-        stopped = time.monotonic() - self._expected > SILENCE_MS / 2000
-        if stopped or not self.client.listening():
-            # The store may have dropped us, or its grants do not reach us.
+        if missed:
             self.ask_all()
             return
-        queued = [request for request in self.requests.values() if request.queued]
+        queued = [r for r in self.requests.values() if r.queued or r.token in self.asleep]
         if not queued:
             return
         self._turn += 1
         for request in {id(r): r for r in (queued[0], queued[self._turn % len(queued)])}.values():
             if not request.asking:
-                self._send(request)
+                self.send(request)
 
     def ask_all(self) -> None:
         """Messages may have been lost: hear what became of every request."""
@@ -539,7 +542,7 @@ class Cohort(Line):
             if request.asking:
                 request.again = True
             else:
-                self._send(request)
+                self.send(request)
 
     def close(self) -> None:
         """The client closes: nobody waits, nobody holds."""
@@ -547,17 +550,14 @@ class Cohort(Line):
         waiting = [*self.waiters, *(r.waiter for r in self.requests.values() if r.waiter)]
         self.waiters.clear()
         for waiter in waiting:
-            if not waiter.future.done():
-                waiter.future.set_exception(ClientClosed(*error.args))
+            waiter.fail(ClientClosed(*error.args))
         for request in list(self.requests.values()):
-            self._leave(request)
+            self.leave(request)
         # Holds last: a store that answers at once would give them to who waits here.
         for hold in list(self.holds.values()):
             lease = hold.lease
-            self._drop(hold)
+            self.drop(hold)
             if lease is not None:
                 lease.lose("its client was closed")
-            self._abandon_token(hold.token)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+            self.abandon(hold.token)
+        self.beat.stop()

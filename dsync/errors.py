@@ -2,6 +2,7 @@
 
 DsyncError
 ├── AcquireTimeout(TimeoutError)        not ours in time; nothing is held
+├── WaitTimeout(TimeoutError)           what was waited for did not come in time
 ├── LeaseLost(RuntimeError)             it was ours and is not any more
 ├── NotHeld(RuntimeError)               asyncio's RuntimeError cases: this object does not hold it
 ├── TooManyWaiters                      max_waiters already wait; nothing is held, nothing is queued
@@ -21,6 +22,7 @@ __all__ = [
     "SchemaMismatch",
     "StoreUnavailable",
     "TooManyWaiters",
+    "WaitTimeout",
 ]
 
 
@@ -30,6 +32,10 @@ class DsyncError(Exception):
 
 class AcquireTimeout(DsyncError, TimeoutError):
     """It did not become ours in time.  Nothing is held and nothing is queued."""
+
+
+class WaitTimeout(DsyncError, TimeoutError):
+    """An event, a notification or the other parties did not come in time."""
 
 
 class LeaseLost(DsyncError, RuntimeError):

@@ -105,6 +105,20 @@ class Holding:
                 return own[0]
         return next(iter(held.values()))[0]
 
+    def _exchange(self, before: Lease, lease: Lease) -> None:
+        """`lease` is what a wait got back for the one before, in the same body."""
+        lease.succeed(before)
+        self._keep(lease)
+        for task, inside in self._inside.items():
+            if inside is before:
+                self._inside[task] = lease
+                return
+            while inside.outer is not None:
+                if inside.outer is before:
+                    inside.outer = lease
+                    return
+                inside = inside.outer
+
     def _leave_body(self) -> "tuple[asyncio.Task[object], Lease]":
         """The body that ends now: its task, and the lease that it began with."""
         task = asyncio.current_task()
@@ -141,12 +155,18 @@ class Holding:
         return f"{text} ({self._cohort.what})" if self.name else text
 
     def _give_back(self, lease: Lease) -> Reply[None]:
+        self._forget(lease)
+        return self._cohort.give_back(lease)
+
+    def _keep(self, lease: Lease) -> None:
+        self._held.setdefault(lease.owner, []).append(lease)
+
+    def _forget(self, lease: Lease) -> None:
         leases = self._held[lease.owner]
         if len(leases) == 1:
             del self._held[lease.owner]
         else:
             leases.remove(lease)
-        return self._cohort.give_back(lease)
 
     def locked(self) -> Reply[bool]:
         """Whether an acquire would have to wait: at once, as far as this process knows.

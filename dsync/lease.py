@@ -64,7 +64,7 @@ class Lease:
     """
 
     __slots__ = (
-        "_cancelling", "_event", "_reason", "_task", "fence", "hold", "outer", "owner", "released",
+        "_cancelling", "_event", "_paused", "_reason", "_task", "fence", "hold", "outer", "owner", "released",
         "what",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class Lease:
         # The task whose body is cancelled on loss, and how often it was being cancelled before.
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
+        self._paused: asyncio.Task[object] | None = None  # the same, while a wait goes on
         self.outer: Lease | None = None  # of the body around this one, in one task and object
 
     @property
@@ -127,6 +128,16 @@ class Lease:
         self._task = task
         self._cancelling = task.cancelling()
 
+    def pause(self) -> None:
+        """A `Condition.wait()` has given it back: what becomes of it cancels no body."""
+        self._paused, self._task = self._task, None
+
+    def succeed(self, before: "Lease") -> None:
+        """Take the place of a paused lease: its owner and its body."""
+        self.owner = before.owner
+        self.outer = before.outer
+        self._task, self._cancelling = before._paused, before._cancelling
+
     def unguard(self) -> bool:
         """The body has ended.  -> whether we have cancelled it: then `lift()` has to follow."""
         guarded, self._task = self._task, None
@@ -159,7 +170,7 @@ class Hold:
     """
 
     __slots__ = (
-        "cap", "cohort", "deadline", "failed", "fence", "last_fence", "lease", "length",
+        "cap", "cohort", "deadline", "failed", "fence", "last_fence", "lease", "length", "notices",
         "renew_at", "renewing", "round", "terms", "token", "tombstone",
     )  # fmt: skip
 
@@ -171,6 +182,8 @@ class Hold:
         self.last_fence = fence + cohort.block - 1  # of the block that is reserved
         self.tombstone = False  # an acquire of this token may still be under way
         self.lease: Lease | None = None
+        # How many waiters of which condition the holder has notified; the release takes it along.
+        self.notices: dict[str, int] = {}
         self.cap = _NEVER  # renewal does not pass it
         self.length = 0.0  # seconds, as confirmed last
         self.deadline = 0.0  # here

@@ -10,9 +10,9 @@ from dsync.lease import Lease, Terms
 from dsync.reply import Reply
 
 if TYPE_CHECKING:
-    from dsync.cohort import Request
+    from dsync.request import Request
 
-__all__ = ["DONE", "Line", "Waiter"]
+__all__ = ["DONE", "Line", "Sleeper", "Waiter"]
 
 DONE: Reply[None] = Reply(None)
 
@@ -26,6 +26,59 @@ class Waiter:
         self.future = future
         self.terms = terms
         self.request: Request | None = None  # its own in the store, where it shares none
+
+    @property
+    def gone(self) -> bool:
+        """Whether it wants nothing any more."""
+        return self.future.done()
+
+    def give(self, lease: Lease) -> None:
+        """Wake it as the owner of this lease."""
+        self.future.set_result(lease)
+
+    def fail(self, error: BaseException) -> None:
+        """Wake it with an error, unless it is on its way already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Sleeper(Waiter):
+    """A task in `Condition.wait()`: whatever happens to it, it takes the lock back.
+
+    So what it gets is kept here, not in a future, which dies when the task is cancelled.
+    """
+
+    __slots__ = ("error", "lease", "notified", "timed_out")
+
+    def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
+        super().__init__(future, terms)
+        self.lease: Lease | None = None
+        self.error: BaseException | None = None
+        self.notified = False  # a notification was spent on it
+        self.timed_out = False
+
+    @property
+    def gone(self) -> bool:
+        return False
+
+    def give(self, lease: Lease) -> None:
+        self.lease = lease
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    async def woken(self) -> None:
+        """Return when it has been given something; a cancellation is raised, and loses nothing."""
+        if self.lease is None and self.error is None:
+            if self.future.done():
+                self.future = self.future.get_loop().create_future()
+            await self.future
 
 
 class Line:
@@ -72,7 +125,7 @@ class Line:
                 return lease
             # It ended between the moment it was granted and the moment this task ran: the loop
             # stood still.  A body must not begin on it.
-            self._put_away(lease)
+            self.put_away(lease)
             timeout = None if ends is None else max(ends - time.monotonic(), 0)
 
     async def try_acquire(self, terms: Terms) -> Lease | None:
@@ -128,9 +181,9 @@ class Line:
         # Granted and cancelled at once: the cancel wins, the lease goes to the next.
         lease = future.result()
         if lease is not None:
-            self._put_away(lease)
+            self.put_away(lease)
 
-    def _put_away(self, lease: Lease) -> None:
+    def put_away(self, lease: Lease) -> None:
         """Give back what nobody will use."""
         try:
             self.give_back(lease)

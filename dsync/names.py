@@ -4,7 +4,7 @@ import hashlib
 import socket
 from urllib.parse import quote, unquote
 
-__all__ = ["checked_name", "identify", "tag", "who"]
+__all__ = ["checked_name", "identify", "plain", "tag", "who"]
 
 # A key is sent with every command, so a long name is cut and its digest put behind.
 LONGEST = 160
@@ -42,6 +42,11 @@ def _short(text: str, also_safe: str) -> str:
     return f"{escaped[:80]}%#{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
+def plain(name: str) -> str:
+    """`name` as part of a token: without spaces, slashes and dots."""
+    return _short(name, ":").replace("/", "%2F").replace(".", "%2E")
+
+
 def identify(label: str, pid: int, unique: str) -> str:
     """A client id that says who it is: `label:host:pid:unique`, without spaces."""
     host = socket.gethostname()
@@ -49,7 +54,7 @@ def identify(label: str, pid: int, unique: str) -> str:
 
 
 def who(token: str) -> tuple[str, str, str, int]:
-    """Client id, label, host and pid out of a token (`<client id>.<counter>/<claim>`)."""
+    """Client id, label, host and pid out of a token (`<client id>.<counter>/<claim>...`)."""
     client = token.rpartition(".")[0]
     label, host, pid, _ = client.split(":")
     return client, unquote(label), unquote(host), int(pid)

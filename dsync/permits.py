@@ -4,15 +4,15 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dsync.beat import SILENCE_MS
 from dsync.store import Arg, Bound, Done
 
 if TYPE_CHECKING:
     from dsync.client import Client
 
-__all__ = ["PASSES", "SILENCE_MS", "Permits"]
+__all__ = ["PASSES", "Permits"]
 
 PASSES = 64  # from task to task for each grant; a grant reserves as many fences
-SILENCE_MS = 6000  # a process silent for three beats has lost its places
 TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
 
 
@@ -57,6 +57,38 @@ class Permits:
                 **self._common,
             )
         acquire(token, done)
+
+    def yield_up(
+        self, token: str, condition: str, count: int, done: Done, *, sleeper: str = "",
+        keep: bool = False, tombstone: bool = False,
+    ) -> None:  # fmt: skip
+        """Notify `count` sleepers of a condition, then give the lock back or `keep` it.
+
+        `sleeper`: sleeps from now on in its place.
+        """
+        self._record.run(
+            "permit_yield",
+            done,
+            token=token,
+            condition=condition,
+            count=count,
+            sleeper=sleeper,
+            keep=int(keep),
+            tombstone=TOMBSTONE_MS if tombstone else 0,
+            **self._common,
+        )
+
+    def wake(self, token: str, heir: str, lease: float, done: Done) -> None:
+        """Keep a sleeper's place, or wake it: its heir waits for the lock then."""
+        self._record.run(
+            "permit_wake",
+            done,
+            token=token,
+            heir=heir,
+            lease=int(lease * 1000),
+            tombstone=TOMBSTONE_MS,
+            **self._common,
+        )
 
     def renew(self, token: str, length: float, block: int, done: Done) -> None:
         """`length` seconds from now on, and `block` new fences."""

@@ -1,8 +1,8 @@
 """Reply: call it now, await the server's answer."""
 
 import asyncio
-from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar, cast
 
 __all__ = ["Reply"]
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 _PENDING: Any = object()
 
 
-class Reply(Generic[T]):
+class Reply(Coroutine[Any, Any, T]):
     """What asyncio's plain calls return here: the local answer at once, the server's on await.
 
     A write (`lock.release()`) is on its way when the Reply exists; awaiting it returns when the
@@ -20,12 +20,14 @@ class Reply(Generic[T]):
 
     A read (`lock.locked()`) has a truth value, what this process knows now; only awaiting it asks.
 
-    A cancelled await cancels nothing but the waiting.
+    A cancelled await cancels nothing but the waiting.  It is a coroutine, too, so what takes
+    asyncio's (`create_task(barrier.reset())`) takes it.
     """
 
     # _outcome: the result, an exception, or _PENDING.
     # _awaited: somebody has taken responsibility for a failure.
-    __slots__ = ("_ask", "_awaited", "_known", "_outcome", "_report", "_waiters")
+    # _steps: this Reply as a coroutine, once somebody drives it as one.
+    __slots__ = ("_ask", "_awaited", "_known", "_outcome", "_report", "_steps", "_waiters")
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Reply(Generic[T]):
         self._report = report
         self._awaited = False
         self._waiters: list[asyncio.Future[None]] = []
+        self._steps: Generator[Any, None, T] | None = None
 
     def settle(self, outcome: Any) -> None:
         """The store has answered; an exception is raised to whoever awaits, or reported."""
@@ -70,6 +73,23 @@ class Reply(Generic[T]):
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         return cast(T, self._outcome)
+
+    def send(self, value: Any) -> Any:
+        """As a coroutine: its next step."""
+        if self._steps is None:
+            self._steps = self.__await__()
+        return self._steps.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """As a coroutine: an exception at the point where it waits."""
+        if self._steps is None:
+            self._steps = self.__await__()
+        return self._steps.throw(*exc)
+
+    def close(self) -> None:
+        """As a coroutine: nobody waits any more."""
+        if self._steps is not None:
+            self._steps.close()
 
     def __del__(self) -> None:
         # Settled, failed, and nobody ever looked.  While it is pending the store holds a

@@ -6,7 +6,7 @@ A store knows nothing of waiting, timeouts or leases; a primitive knows nothing 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-__all__ = ["Arg", "Bound", "Call", "Done", "Inbox", "Record", "Store"]
+__all__ = ["Arg", "Bound", "Call", "Done", "Home", "Inbox", "Record", "Store"]
 
 
 Arg = str | int
@@ -38,7 +38,15 @@ Done = Callable[[Call], None]
 
 
 class Inbox(Protocol):
-    """Where a store delivers what it was not asked for."""
+    """Where a store delivers what it was not asked for; the client."""
+
+    def news(self, channel: str, payload: bytes) -> None:
+        """A message on a channel that was subscribed to."""
+        ...
+
+    def tuned(self, channel: str) -> None:
+        """A subscription has just begun; what was asked before was answered too early for it."""
+        ...
 
     def pushed(self, message: list[bytes], evidence: float) -> None:
         """A message for this client: a grant, a wish, a loss.
@@ -50,6 +58,22 @@ class Inbox(Protocol):
 
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits asks again."""
+        ...
+
+
+class Home(Protocol):
+    """Whose a token is: what asks, waits or holds under it in this process."""
+
+    def heard(self, kind: bytes, token: str, numbers: list[int], evidence: float) -> None:
+        """A message about one of its tokens; see Inbox.pushed for `evidence`."""
+        ...
+
+    def ask_all(self) -> None:
+        """Messages may have been lost: hear what became of every token."""
+        ...
+
+    def close(self) -> None:
+        """The client closes: nobody waits, nobody holds."""
         ...
 
 
@@ -88,6 +112,18 @@ class Store(Protocol):
     @property
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""
+        ...
+
+    def subscribe(self, channel: str) -> None:
+        """From now on the inbox gets the channel's `news`.
+
+        What is asked after this call is answered after the subscription has begun, or else the
+        inbox is `tuned`; after a reconnect its `gap` says so.
+        """
+        ...
+
+    def unsubscribe(self, channel: str) -> None:
+        """No more news of this channel."""
         ...
 
     def at(self, kind: str, name: str) -> Record:

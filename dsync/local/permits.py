@@ -1,4 +1,4 @@
-"""The transitions of Lock, Semaphore and BoundedSemaphore in this process: twins of lua/permit_*.
+"""The transitions of Lock, Semaphore and Condition in this process: twins of lua/permit_*.
 
 Each does what the script of its name does, in the same order, and returns the same reply; the
 scripts' headers say what that is.  The model tests hold the two against each other.
@@ -12,16 +12,18 @@ __all__ = ["TRANSITIONS", "Permits"]
 # What a transition sends to a process: -> how many listen (0: nobody there), as PUBLISH answers.
 Send = Callable[[str, list[bytes]], int]
 Listing = list[bytes | int]
+Transitions = dict[str, Callable[..., list[int] | list[int | Listing]]]
+KEEP_MS = 7 * 24 * 3600 * 1000  # for which a record outlives its last use
 
 
 class Permits:
-    """The state of one lock or semaphore."""
+    """The state of one lock, with its conditions, or of one semaphore."""
 
-    # holders and waiters never share a token.
-    # waiters is in order of arrival.
+    # holders, waiters and sleepers never share a token.
+    # waiters, and the sleepers of each condition, are in order of arrival.
     __slots__ = (
         "alive", "clock", "extra", "fence", "holders", "left", "limit", "pinned", "send", "since",
-        "stamp", "ticket", "waiters",
+        "sleepers", "stamp", "ticket", "waiters",
     )  # fmt: skip
 
     def __init__(self, send: Send) -> None:
@@ -36,12 +38,21 @@ class Permits:
         self.holders: dict[str, int] = {}  # token -> end of lease, ms
         self.since: dict[str, int] = {}  # token -> ms
         self.waiters: dict[str, int] = {}  # token -> arrival, µs
+        self.sleepers: dict[str, dict[str, int]] = {}  # condition -> token -> arrival, µs
         self.alive: dict[str, int] = {}  # process -> ms
         self.left: dict[str, int] = {}  # token -> ms
 
+    def sweep(self, now: int) -> bool:
+        """Drop what nobody needs any more.  -> whether Redis would have let it all expire"""
+        self.left = {token: until for token, until in self.left.items() if until > now}
+        idle = not (self.holders or self.waiters or self.sleepers or self.left)
+        return idle and now - self.clock > KEEP_MS
+
     def empty(self) -> bool:
         """Nothing here that a fresh record would not have, but for the floor of the fences."""
-        return not (self.holders or self.waiters or self.left) and self.limit is None
+        return not (self.holders or self.waiters or self.sleepers or self.left) and (
+            self.limit is None
+        )
 
     def capacity(self) -> int:
         return (1 if self.limit is None else self.limit) + self.extra
@@ -50,17 +61,34 @@ class Permits:
         """ms until the next lease ends, -1 where there is none."""
         return max(min(self.holders.values()) - now, 1) if self.holders else -1
 
-    def drop_expired(self, now: int) -> None:
-        for token in sorted((e, t) for t, e in self.holders.items() if e <= now)[:100]:
-            self.drop(token[1])
-
     def drop(self, token: str) -> bool:
         self.since.pop(token, None)
         return self.holders.pop(token, None) is not None
 
-    def bury(self, token: str, now: int, tombstone: int) -> None:
+    def refuse(self, token: str, now: int, tombstone: int) -> None:
         self.left = {t: until for t, until in self.left.items() if until > now}
         self.left[token] = now + tombstone
+
+    def new_ticket(self, us: int) -> int:
+        self.ticket = max(self.ticket + 1, us)
+        return self.ticket
+
+    def note_alive(self, process: str, now: int, silence: int) -> None:
+        fresh = process not in self.alive
+        self.alive[process] = now
+        if fresh:
+            alive = self.alive.items()
+            self.alive = {p: heard for p, heard in alive if heard > now - silence}
+
+    def asleep(self, token: str) -> bool:
+        return token in self.sleepers.get(condition_of(token), {})
+
+    def forget_sleeper(self, token: str) -> bool:
+        sleepers = self.sleepers.get(condition_of(token), {})
+        asleep = sleepers.pop(token, None) is not None
+        if asleep and not sleepers:
+            del self.sleepers[condition_of(token)]
+        return asleep
 
     def told(self, message: str, process: str, *values: object) -> int:
         return self.send(process, [part.encode() for part in (message, *map(str, values))])
@@ -95,51 +123,59 @@ class Step:
         if self.block > 0:
             permits.fence = max(permits.fence + self.block, self.us)
 
+    def silence_of(self, token: str) -> int:
+        return self.now - self.permits.alive.get(process_of(token), 0)
+
+    def notify(self, condition: str, count: int) -> None:
+        permits = self.permits
+        sleepers = permits.sleepers.get(condition, {})
+        while count > 0 and sleepers:
+            token = next(iter(sleepers))
+            permits.forget_sleeper(token)
+            if self.silence_of(token) < self.silence:
+                permits.waiters[token] = permits.new_ticket(self.us)
+                count -= 1
+        if permits.waiters:
+            permits.clock = self.now
+
+    def bury(self, token: str) -> None:
+        self.permits.drop(token)
+        if condition_of(token):
+            self.notify(condition_of(token), 1)
+
+    def drop_expired(self) -> None:
+        ended = sorted((e, t) for t, e in self.permits.holders.items() if e <= self.now)
+        for _, token in ended[:100]:
+            self.bury(token)
+
     def hand_over(self, asker: str, lease: int) -> bool:
-        permits, now = self.permits, self.now
+        permits = self.permits
         if len(permits.holders) >= permits.capacity():
-            permits.drop_expired(now)
+            self.drop_expired()
         for _ in range(1000):
             if len(permits.holders) >= permits.capacity() or not permits.waiters:
                 return False
             head = next(iter(permits.waiters))
             del permits.waiters[head]
+            silent = 0 if head == asker else self.silence_of(head)
+            if silent >= self.silence:
+                self.bury(head)
+                continue
+            claim = lease if head == asker else claim_of(head)
+            self.grant(head, claim)
             if head == asker:
-                self.grant(head, lease)
                 return True
-            process = process_of(head)
-            silent = now - permits.alive.get(process, 0)
-            if silent < self.silence:
-                claim = int(head.rpartition("/")[2])
-                self.grant(head, claim)
-                listening = permits.told(
-                    "g", process, head, permits.fence, claim,
-                    len(permits.waiters), permits.capacity(),
-                )  # fmt: skip
-                if not listening and silent > self.silence / 2:
-                    permits.drop(head)
+            listening = permits.told(
+                "g", process_of(head), head, permits.fence, claim,
+                len(permits.waiters), permits.capacity(),
+            )  # fmt: skip
+            if not listening and silent > self.silence / 2:
+                self.bury(head)
         return False
 
-
-def process_of(token: str) -> str:
-    return token.rpartition(".")[0]
-
-
-def permit_acquire(
-    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
-    wait: int, block: int, inbox: str, silence: int,
-) -> list[int]:  # fmt: skip
-    step = Step(permits, us, block, silence)
-    now, process = step.now, process_of(token)
-    if stamp != 0 and not permits.pinned:
-        mine = us if stamp == "" else int(stamp)
-        if mine > permits.stamp:
-            before, first = permits.capacity(), permits.limit is None
-            permits.limit, permits.stamp, permits.clock = declared, mine, now
-            if not first and permits.capacity() != before:
-                permits.tell(process)
-    limit = permits.capacity()
-    if permits.holders or limit < 1 or permits.waiters or permits.left:
+    def take(self, token: str, lease: int, wait: int) -> list[int]:
+        permits, now, process = self.permits, self.now, process_of(token)
+        limit = permits.capacity()
         ends = permits.holders.get(token, 0)
         if ends > now:
             permits.holders[token] = max(ends, now + lease)
@@ -148,26 +184,53 @@ def permit_acquire(
         if permits.left.get(token, 0) > now:
             return [-1, 0, 0, 0, limit]
         if wait and (len(permits.holders) >= limit or permits.waiters):
+            permits.note_alive(process, now, self.silence)
             if token not in permits.waiters:
                 permits.clock = now
-                permits.ticket = max(permits.ticket + 1, us)
-                permits.waiters[token] = permits.ticket
-            fresh = process not in permits.alive
-            permits.alive[process] = now
-            if fresh:
-                alive = permits.alive.items()
-                permits.alive = {p: heard for p, heard in alive if heard > now - silence}
-        if step.hand_over(token, lease):
+                permits.waiters[token] = permits.new_ticket(self.us)
+        if self.hand_over(token, lease):
             return [1, permits.fence, lease, len(permits.waiters), limit]
-    if token not in permits.waiters and len(permits.holders) < limit:
-        step.grant(token, lease)
-        return [1, permits.fence, lease, 0, limit]
-    place = -1
-    if wait and token in permits.waiters:
-        place = 0 if next(iter(permits.waiters)) == token else 1
-    if place == 0:
-        permits.tell(process)
-    return [0, place, permits.next_end(now), len(permits.waiters), limit]
+        if token not in permits.waiters and len(permits.holders) < limit:
+            self.grant(token, lease)
+            return [1, permits.fence, lease, 0, limit]
+        place = -1
+        if wait and token in permits.waiters:
+            place = 0 if next(iter(permits.waiters)) == token else 1
+        if place == 0:
+            permits.tell(process)
+        return [0, place, permits.next_end(now), len(permits.waiters), limit]
+
+
+def process_of(token: str) -> str:
+    return token.rpartition(".")[0]
+
+
+def claim_of(token: str) -> int:
+    return int(token.split("/", 2)[1])
+
+
+def condition_of(token: str) -> str:
+    """The condition that a sleeper waits for, '' for any other token."""
+    return token.partition("/")[2].partition("/")[2]
+
+
+def permit_acquire(
+    permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
+    wait: int, block: int, inbox: str, silence: int,
+) -> list[int]:  # fmt: skip
+    step = Step(permits, us, block, silence)
+    if stamp != 0 and not permits.pinned:
+        mine = us if stamp == "" else int(stamp)
+        if mine > permits.stamp:
+            before, first = permits.capacity(), permits.limit is None
+            permits.limit, permits.stamp, permits.clock = declared, mine, step.now
+            if not first and permits.capacity() != before:
+                permits.tell(process_of(token))
+    limit = permits.capacity()
+    if permits.holders or limit < 1 or permits.waiters or permits.left:
+        return step.take(token, lease, wait)
+    step.grant(token, lease)
+    return [1, permits.fence, lease, 0, limit]
 
 
 def permit_release(
@@ -181,9 +244,51 @@ def permit_release(
         return [int(held), 0]
     step = Step(permits, us, block, silence)
     if tombstone:
-        permits.bury(token, step.now, tombstone)
+        permits.refuse(token, step.now, tombstone)
     step.hand_over("", 0)
     return [int(held), len(permits.waiters)]
+
+
+def permit_yield(
+    permits: Permits, us: int, *, token: str, condition: str, count: int, sleeper: str, keep: int,
+    block: int, inbox: str, silence: int, tombstone: int,
+) -> list[int]:  # fmt: skip
+    step = Step(permits, us, block, silence)
+    now = step.now
+    held = notified = permits.holders.get(token, 0) > now
+    if not keep:
+        permits.drop(token)
+        permits.forget_sleeper(token)
+        notified = permits.waiters.pop(token, None) is not None or held
+    if notified and count > 0:
+        step.notify(condition, count)
+    if held and sleeper and permits.left.get(sleeper, 0) <= now:
+        permits.sleepers.setdefault(condition, {})[sleeper] = permits.new_ticket(us)
+        permits.clock = now
+        permits.note_alive(process_of(sleeper), now, silence)
+    if tombstone:
+        permits.refuse(token, now, tombstone)
+    step.hand_over("", 0)
+    return [int(held), len(permits.waiters)]
+
+
+def permit_wake(
+    permits: Permits, us: int, *, token: str, heir: str, lease: int, block: int, inbox: str,
+    silence: int, tombstone: int,
+) -> list[int]:  # fmt: skip
+    step = Step(permits, us, block, silence)
+    now = step.now
+    if not heir and permits.asleep(token):
+        permits.note_alive(process_of(token), now, silence)
+        step.hand_over("", 0)
+        return [2, 0, permits.next_end(now), len(permits.waiters), permits.capacity(), 0]
+    woken = 0
+    if heir and token not in permits.waiters and token not in permits.holders:
+        woken = 1
+        if not permits.forget_sleeper(token):
+            permits.refuse(token, now, tombstone)
+        token = heir
+    return [*step.take(token, lease, 1), woken]
 
 
 def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: int) -> list[int]:
@@ -231,7 +336,7 @@ def permit_add(
         if permits.limit is None:
             permits.limit, permits.stamp = declared, us if stamp == "" else int(stamp)
         permits.extra += 1
-        permits.bury(token, step.now, tombstone)
+        permits.refuse(token, step.now, tombstone)
         step.hand_over("", 0)
         permits.tell("")
     return [permits.capacity(), len(permits.waiters)]
@@ -252,10 +357,10 @@ def permit_info(permits: Permits, us: int) -> list[int | Listing]:
     return [limit, pinned, len(live), waits, holding, waiting, permits.fence]
 
 
-TRANSITIONS: Final[dict[str, Callable[..., list[int] | list[int | Listing]]]] = {
+TRANSITIONS: Final[Transitions] = {
     transition.__name__: transition
     for transition in (
         permit_acquire, permit_release, permit_renew, permit_revoke,
-        permit_resize, permit_add, permit_info,
+        permit_resize, permit_add, permit_info, permit_yield, permit_wake,
     )
 }  # fmt: skip

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable, MutableMapping
-from typing import ClassVar
+from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from dsync.local.permits import TRANSITIONS, Permits
+from dsync.local import barriers, events, permits
 from dsync.names import tag
 from dsync.store import Arg, Bound, Call, Done, Inbox
 
@@ -14,7 +14,6 @@ __all__ = ["Memory", "MemoryStore"]
 
 Spaces = MutableMapping[str, "Memory"]
 SWEEP = 1024  # steps between two looks for what nobody needs any more
-KEEP_MS = 7 * 24 * 3600 * 1000  # for which a record outlives its last use
 _WALL = time.time() - time.monotonic()
 
 
@@ -22,17 +21,42 @@ def _microseconds() -> int:
     return int((time.monotonic() + _WALL) * 1_000_000)
 
 
+class State(Protocol):
+    """The record of one primitive."""
+
+    fence: int
+
+    def sweep(self, now: int) -> bool:
+        """Drop what nobody needs any more.  -> whether Redis would have let it all expire"""
+        ...
+
+    def empty(self) -> bool:
+        """Whether a fresh record would do as well, but for its fence."""
+        ...
+
+
+TRANSITIONS = permits.TRANSITIONS | events.TRANSITIONS | barriers.TRANSITIONS
+
+
 class Memory:
-    """What clients of one `memory://` URL share: records, and an inbox for each client."""
+    """What clients of one `memory://` URL share: records, an inbox for each client, channels."""
 
     # One for each event loop and name: nothing here is safe to use from two threads.
     _shared: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, Spaces]"] = WeakKeyDictionary()
 
     def __init__(self, clock: Callable[[], int] = _microseconds) -> None:
         self.clock = clock  # µs, the server's time
-        self.records: dict[str, Permits] = {}
+        self.records: dict[str, State] = {}
         self.inboxes: dict[str, Inbox] = {}
-        self.messages: list[tuple[str, list[bytes]]] = []
+        self.listeners: dict[str, dict[str, Inbox]] = {}  # channel -> client id -> inbox
+        # What a step has to say, delivered after it.
+        self._messages: list[tuple[str, list[bytes]]] = []
+        self._news: list[tuple[str, bytes]] = []
+        self._make: dict[str, Callable[[], State]] = {
+            "permit": lambda: permits.Permits(self.send),
+            "event": lambda: events.Signal(self.publish),
+            "barrier": lambda: barriers.Gathering(self.send),
+        }
         self.floor = 0  # above every fence of the records that were dropped
         self._steps = 0
 
@@ -46,40 +70,51 @@ class Memory:
         return memory
 
     def send(self, process: str, message: list[bytes]) -> int:
-        self.messages.append((process, message))
+        self._messages.append((process, message))
         return int(process in self.inboxes)
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        self._news.append((channel, payload))
+        return len(self.listeners.get(channel, ()))
 
     def apply(self, key: str, transition: str, args: dict[str, Arg]) -> object:
         """Carry out a transition, then deliver what it sent."""
-        permits = self.records.get(key)
-        if permits is None:
-            permits = self.records[key] = Permits(self.send)
-            permits.fence = self.floor
+        state = self.records.get(key)
+        if state is None:
+            state = self.records[key] = self._make[transition.partition("_")[0]]()
+            state.fence = self.floor
         try:
-            reply = TRANSITIONS[transition](permits, self.clock(), **args)
+            reply = TRANSITIONS[transition](state, self.clock(), **args)
         finally:
-            if permits.empty():
-                self.floor = max(self.floor, permits.fence)
-                del self.records[key]
+            if state.empty():
+                self._drop(key, state)
         self._steps += 1
         if self._steps % SWEEP == 0:
             self._sweep()
-        messages, self.messages = self.messages, []
+        self._deliver()
+        return reply
+
+    def _deliver(self) -> None:
+        messages, self._messages = self._messages, []
+        news, self._news = self._news, []
         for process, message in messages:
             inbox = self.inboxes.get(process)
             if inbox is not None:
                 inbox.pushed(message, time.monotonic())
-        return reply
+        for channel, payload in news:
+            for inbox in list(self.listeners.get(channel, {}).values()):
+                inbox.news(channel, payload)
+
+    def _drop(self, key: str, state: State) -> None:
+        self.floor = max(self.floor, state.fence)
+        del self.records[key]
 
     def _sweep(self) -> None:
         """Drop what Redis would have let expire."""
         now = self.clock() // 1000
-        for key, permits in list(self.records.items()):
-            permits.left = {token: until for token, until in permits.left.items() if until > now}
-            idle = not (permits.holders or permits.waiters or permits.left)
-            if permits.empty() or (idle and now - permits.clock > KEEP_MS):
-                self.floor = max(self.floor, permits.fence)
-                del self.records[key]
+        for key, state in list(self.records.items()):
+            if state.sweep(now) or state.empty():
+                self._drop(key, state)
 
 
 class MemoryStore:
@@ -110,6 +145,15 @@ class MemoryStore:
             self._born = self.memory.clock()
         return self._born
 
+    def subscribe(self, channel: str) -> None:
+        self.memory.listeners.setdefault(channel, {})[self.client_id] = self.inbox
+
+    def unsubscribe(self, channel: str) -> None:
+        listeners = self.memory.listeners.get(channel, {})
+        listeners.pop(self.client_id, None)
+        if not listeners:
+            self.memory.listeners.pop(channel, None)
+
     def at(self, kind: str, name: str) -> "MemoryRecord":
         return MemoryRecord(self, tag(self.namespace, kind, name))
 
@@ -125,6 +169,8 @@ class MemoryStore:
     async def aclose(self) -> None:
         if self._memory is not None:
             self._memory.inboxes.pop(self.client_id, None)
+            for channel in list(self._memory.listeners):
+                self.unsubscribe(channel)
 
 
 class MemoryRecord:

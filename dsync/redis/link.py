@@ -14,7 +14,7 @@ import hiredis
 
 from dsync.errors import ClientClosed, StoreUnavailable
 from dsync.redis.script import TEXTS
-from dsync.store import Call, Done
+from dsync.store import Call, Done, Inbox
 
 __all__ = ["Link", "Refusal"]
 
@@ -58,7 +58,7 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 1.0
 
 
 class Link:
-    """`call(command, done)` going down; `done`, `on_push` and `on_gap` coming back.
+    """`call(command, done)` going down; `done` and what the inbox gets coming back.
 
     Commands reach the server in the order of the calls, those in flight when a connection breaks
     are sent again in that order, and none is given up before `outage_timeout` seconds.
@@ -70,16 +70,15 @@ class Link:
         self,
         address: str,
         channel: str,
-        on_push: Callable[[list[bytes], float], None],
-        on_gap: Callable[[], None],
+        inbox: Inbox,
         greet: Callable[[], Call],
         explain: Callable[[Refusal, Call], Exception],
         outage_timeout: float,
     ) -> None:
         self.address = address  # for messages
-        self.channel = channel  # the one we listen on
-        self.on_push = on_push
-        self.on_gap = on_gap
+        self.channel = channel  # of the messages for this process
+        self.inbox = inbox
+        self.channels: set[str] = set()  # what else we listen to
         self.greet = greet  # the first call on each connection
         self.explain = explain
         self.outage_timeout = outage_timeout
@@ -106,6 +105,16 @@ class Link:
         self._watch_by(call.issued + self.outage_timeout)
         self._put(call)
         return call
+
+    def subscribe(self, channel: str) -> None:
+        """Listen to a channel; commands that are called from now on are answered afterwards, or
+        else the inbox is told when it has begun.
+        """
+        raise NotImplementedError
+
+    def unsubscribe(self, channel: str) -> None:
+        """Stop listening to it."""
+        raise NotImplementedError
 
     def backoff(self, attempt: int) -> float:
         """Seconds before the next attempt: doubling, with jitter so that fleets do not beat time.

@@ -32,6 +32,14 @@ def _as_refusal(error: Exception) -> Refusal:
     return Refusal(f"{code} {error}".strip())
 
 
+def _text(data: Any) -> str:
+    return data if isinstance(data, str) else str(data, "utf-8", "replace")
+
+
+def _bytes(data: Any) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
 class PooledLink(Link):
     """A Link over a `redis.asyncio.Redis`, which stays its owner's: it is not closed."""
 
@@ -44,6 +52,8 @@ class PooledLink(Link):
         self._reader: asyncio.Task[None] | None = None
         self._greeted = False
         self._deaf = False  # refused our channel: waiters are served by asking
+        self._pubsub: Any = None
+        self._tuned: set[str] = set()  # of the channels, those that we have subscribed to
 
     def _put(self, call: Any) -> None:
         self._backlog.append(call)
@@ -64,6 +74,7 @@ class PooledLink(Link):
                 try:
                     if self._reader is None and not self._deaf:
                         await self._listen()
+                    await self._tune()
                     replies = await self._send_batch()
                 except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError):
                     raise
@@ -113,13 +124,31 @@ class PooledLink(Link):
                 raise reply
         return list(replies)
 
+    def subscribe(self, channel: str) -> None:
+        self.channels.add(channel)  # the next batch sees to it
+
+    def unsubscribe(self, channel: str) -> None:
+        self.channels.discard(channel)
+
+    async def _tune(self) -> None:
+        """Listen to what is wanted, and to nothing else."""
+        if self._pubsub is None:
+            return
+        new, old = self.channels - self._tuned, self._tuned - self.channels
+        self._tuned = set(self.channels)
+        if new:
+            await self._pubsub.subscribe(*new)
+        if old:
+            await self._pubsub.unsubscribe(*old)
+
     def _requeue(self) -> None:
         self._backlog.extendleft(reversed(self._inflight))
         self._inflight.clear()
 
     async def _listen(self) -> None:
         """Subscribe, and wait until it is confirmed."""
-        pubsub = self._client.pubsub()
+        self._pubsub = pubsub = self._client.pubsub()
+        self._tuned = set()
         await pubsub.subscribe(self.channel)
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.get_running_loop().create_task(
@@ -144,20 +173,25 @@ class PooledLink(Link):
                     continue
                 if message is None:
                     await asyncio.sleep(0)  # fakeredis does not always yield
-                elif message["type"] == "subscribe":
-                    # redis-py subscribes again by itself: a second confirmation is all we see.
-                    self.listening = True
-                    if confirmed.done():
-                        self.on_gap()
+                elif message["type"] in ("subscribe", "message"):
+                    channel, data = _text(message["channel"]), message["data"]
+                    if channel != self.channel:
+                        if message["type"] == "subscribe":
+                            self.inbox.tuned(channel)
+                        else:
+                            self.inbox.news(channel, _bytes(data))
+                    elif message["type"] == "message":
+                        self.inbox.pushed(_bytes(data).split(b" "), float("-inf"))
                     else:
-                        confirmed.set_result(None)
-                elif message["type"] == "message":
-                    data = message["data"]
-                    payload = data.encode() if isinstance(data, str) else data
-                    self.on_push(payload.split(b" "), float("-inf"))
+                        # redis-py subscribes again by itself: a second confirmation is all we see.
+                        self.listening = True
+                        if confirmed.done():
+                            self.inbox.gap()
+                        else:
+                            confirmed.set_result(None)
         finally:
             self.listening = False
-            self._reader = None
+            self._reader = self._pubsub = None
             await pubsub.unsubscribe()
             await pubsub.aclose()
 

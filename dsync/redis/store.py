@@ -36,8 +36,8 @@ class RedisStore:
         self.born_asked = 0.0
         self._route = route_for(url, client, f"dsync:{client_id}", outage_timeout / 3)
         common = (
-            self._route.address, self.channel + client_id, inbox.pushed, inbox.gap, self._greet,
-            self._explain, outage_timeout,
+            self._route.address, self.channel + client_id, inbox, self._greet, self._explain,
+            outage_timeout,
         )  # fmt: skip
         self.link: Link
         if self._route.dial is not None:
@@ -51,6 +51,12 @@ class RedisStore:
 
     def at(self, kind: str, name: str) -> "RedisRecord":
         return RedisRecord(self, tag(self.namespace, kind, name))
+
+    def subscribe(self, channel: str) -> None:
+        self.link.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        self.link.unsubscribe(channel)
 
     def _greet(self) -> Call:
         return Call(("TIME",), self._note_birth, time.monotonic())

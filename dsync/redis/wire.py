@@ -98,10 +98,11 @@ class Wire(Link):
         self._connection: Connection | None = None
         self._disowned: Connection | None = None
         self._dialling: asyncio.Task[None] | None = None
-        # The SUBSCRIBE among what is in flight: its answer is a push, or an error reply.
-        self._subscribe: Call | None = None
+        # What is in flight and answered by pushes, one for each channel, or by one error reply.
+        self._tuning: list[Call] = []
         self._answered_sent = float("-inf")
         self._connected_at: float | None = None
+        self._own = self.channel.encode()
 
     def call(self, command: Command, done: Done) -> Call:
         # The ordinary case of Link.call() in one piece: it is what every acquire pays for.
@@ -171,8 +172,9 @@ class Wire(Link):
         self._connection = connection
         self.trouble = None
         self._answered_sent = float("-inf")
-        self._subscribe = Call(("SUBSCRIBE", self.channel), self._not_listening, time.monotonic())
-        self._send(self._subscribe)
+        self._tune("SUBSCRIBE", self.channel)
+        if self.channels:
+            self._tune("SUBSCRIBE", *self.channels)
         self._send(self.greet())
         waiting = list(self._backlog)
         self._backlog.clear()
@@ -180,7 +182,23 @@ class Wire(Link):
             self._send(call)
         first, self._connected_at = self._connected_at is None, time.monotonic()
         if not first:
-            self.on_gap()
+            self.inbox.gap()
+
+    def subscribe(self, channel: str) -> None:
+        self.channels.add(channel)
+        if self._connection is not None:
+            self._tune("SUBSCRIBE", channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        self.channels.discard(channel)
+        if self._connection is not None and not self.closed:
+            self._tune("UNSUBSCRIBE", channel)
+
+    def _tune(self, *command: str) -> None:
+        # Refused (an ACL without our channels): waiters are served by asking, once a second.
+        call = Call(command, lambda call: self._tuning.remove(call), time.monotonic())
+        self._tuning.append(call)
+        self._send(call)
 
     def _on_reply(self, reply: Any) -> None:
         if type(reply) is hiredis.PushNotification:
@@ -201,16 +219,19 @@ class Wire(Link):
             self._failed(call, exc)
 
     def _on_push_message(self, push: list[Any]) -> None:
-        if push[0] == b"message":
-            self.on_push(push[2].split(b" "), self._answered_sent)
-        elif push[0] == b"subscribe" and self._inflight and self._inflight[0] is self._subscribe:
-            self._answered_sent = self._inflight.popleft().sent
-            self._subscribe = None
-            self.listening = True
-
-    def _not_listening(self, call: Call) -> None:
-        # Refused (an ACL without our channels): waiters are served by asking, once a second.
-        self._subscribe = None
+        kind, channel = push[0], push[1]
+        if kind == b"message":
+            if channel == self._own:
+                self.inbox.pushed(push[2].split(b" "), self._answered_sent)
+            else:
+                self.inbox.news(channel.decode(), push[2])
+        elif self._tuning and kind in (b"subscribe", b"unsubscribe"):
+            if kind == b"subscribe" and channel == self._own:
+                self.listening = True
+            call = self._tuning[0]
+            if self._inflight[0] is call and channel.decode() == call.command[-1]:
+                self._answered_sent = self._inflight.popleft().sent
+                self._finish(call)
 
     def _on_lost(self, exc: BaseException) -> None:
         self._connection = None
@@ -218,12 +239,11 @@ class Wire(Link):
         self.trouble = exc
         if self.closed:
             return
-        if self._subscribe is not None:
-            # It belongs to the connection that is gone.  Refused for now, it waits out a backoff.
-            if self._subscribe in self._inflight:
-                self._inflight.remove(self._subscribe)
-            self._delayed.discard(self._subscribe)
-            self._subscribe = None
+        for call in self._tuning:  # they belong to the connection that is gone
+            if call in self._inflight:
+                self._inflight.remove(call)
+            self._delayed.discard(call)
+        self._tuning.clear()
         self._backlog.extendleft(reversed(self._inflight))
         self._inflight.clear()
         self._connect()

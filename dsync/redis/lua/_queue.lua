@@ -1,10 +1,60 @@
 -- Included after `grant`.  Needs `waiters`, `alive`, `inbox`, `silence`; hand_over() and tell().
 -- Invariant: state first, message last: a message that fails or gets lost costs a heartbeat.
 -- The loops are bounded; whoever asks next carries on.
+--
+-- A token that ends in `/<condition>` is a sleeper's: it waits in that condition's zset until it is
+-- notified, which moves it to the lock's queue.  So one that holds the lock or waits for it has been
+-- notified, and if it dies its notification goes to another.
 local taken = redis.call('ZCARD', holders)
+local last_ticket = tonumber(was[7]) or 0
 
 local function process_of(token)
   return string.match(token, '^(.*)%.')
+end
+
+local function condition_of(token)
+  return string.match(token, '/%d+/(.+)$')
+end
+
+local function sleepers_of(condition)
+  return string.sub(state, 1, -6) .. 'sleepers:' .. condition
+end
+
+-- How long its process has not been heard of, ms.
+local heard = {}
+local function silence_of(token)
+  local process = process_of(token)
+  heard[process] = heard[process] or tonumber(redis.call('ZSCORE', alive, process)) or 0
+  return now - heard[process]
+end
+
+-- The next place in a queue: µs where possible, never one twice.
+local function new_ticket()
+  last_ticket = math.max(last_ticket + 1, us)
+  return last_ticket
+end
+
+-- The process of `token` is there.
+local function note_alive(token)
+  heard[process_of(token)] = now
+  if redis.call('ZADD', alive, now, process_of(token)) == 1 then
+    redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
+  end
+  redis.call('PEXPIRE', alive, 10 * silence)
+end
+
+-- The first `count` sleepers that live wait for the lock from now on, in their order.
+local function notify(condition, count)
+  local sleepers = sleepers_of(condition)
+  while count > 0 do
+    local token = redis.call('ZPOPMIN', sleepers)[1]
+    if not token then break end
+    if silence_of(token) < silence then
+      redis.call('ZADD', waiters, new_ticket(), token)
+      count = count - 1
+    end
+  end
+  if redis.call('PEXPIRE', waiters, 10 * silence) == 1 then write('ticket', last_ticket) end
 end
 
 local function drop(token)
@@ -12,9 +62,16 @@ local function drop(token)
   if block == 0 then redis.call('HDEL', since, token) end
 end
 
+-- It died: what it was notified of goes to another.
+local function bury(token)
+  drop(token)
+  local condition = condition_of(token)
+  if condition then notify(condition, 1) end
+end
+
 local function drop_expired()
   for _, token in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now, 'LIMIT', 0, 100)) do
-    drop(token)
+    bury(token)
   end
 end
 
@@ -26,25 +83,23 @@ local function hand_over(asker, lease)
   for _ = 1, 1000 do
     local head = taken < limit and redis.call('ZRANGE', waiters, 0, 0)[1]
     if not head then return false end
-    if head == asker then
-      grant(head, lease, taken > 0 and redis.call('PTTL', holders) or 0)
-      taken = taken + 1
-      redis.call('ZREM', waiters, head)
-      return true
-    end
-    local process = process_of(head)
-    local silent = now - (tonumber(redis.call('ZSCORE', alive, process)) or 0)
-    if silent < silence then
-      local claim = tonumber(string.match(head, '/(%d+)$'))
+    redis.call('ZREM', waiters, head)
+    local silent = head == asker and 0 or silence_of(head)
+    if silent >= silence then
+      bury(head)
+    else
+      local claim = head == asker and lease or tonumber(string.match(head, '/(%d+)'))
       grant(head, claim, taken > 0 and redis.call('PTTL', holders) or 0)
       taken = taken + 1
-      redis.call('ZREM', waiters, head)
-      local listening = redis.pcall('PUBLISH', inbox .. process, 'g ' .. head .. ' '
+      if condition_of(head) then
+        -- Somebody has to find it here if it dies: sleepers look once a heartbeat.
+        redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 10 * silence))
+      end
+      if head == asker then return true end
+      local listening = redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
         .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
         .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-      if listening == 0 and silent > silence / 2 then drop(head) end
-    else
-      redis.call('ZREM', waiters, head)
+      if listening == 0 and silent > silence / 2 then bury(head) end
     end
   end
   return false

@@ -47,46 +47,7 @@ end
 
 -- include: queue
 
-local process = process_of(token)
-if changed then tell(process) end
+-- include: take
 
-local ends = tonumber(redis.call('ZSCORE', holders, token))
-if ends and ends > now then
-  if now + lease > ends then
-    redis.call('ZADD', holders, now + lease, token)
-    local ttl = math.max(redis.call('PTTL', holders), 2 * lease)
-    redis.call('PEXPIRE', holders, ttl)
-    redis.call('PEXPIRE', since, ttl)
-  end
-  return {1, fence, lease, redis.call('ZCARD', waiters), limit}
-end
-if ends then drop(token) end
-if (tonumber(redis.call('ZSCORE', left, token)) or 0) > now then
-  return {-1, 0, 0, 0, limit}
-end
-local place = false -- of the token in the queue: 0 the next, 1 behind others
-local ahead = redis.call('ZCARD', waiters)
-if wait == '1' and (taken >= limit or ahead > 0) then
-  if redis.call('ZADD', alive, now, process) == 1 then
-    redis.call('ZREMRANGEBYSCORE', alive, '-inf', now - silence)
-  end
-  redis.call('PEXPIRE', alive, 10 * silence)
-  local ticket = math.max((tonumber(was[7]) or 0) + 1, us)
-  if redis.call('ZADD', waiters, 'NX', ticket, token) == 1 then write('ticket', ticket) end
-  redis.call('PEXPIRE', waiters, 10 * silence)
-  place = 1
-end
-if hand_over(token, lease) then
-  return {1, fence, lease, redis.call('ZCARD', waiters), limit}
-end
-if not place and taken < limit then
-  grant(token, lease, redis.call('PTTL', holders))
-  return {1, fence, lease, 0, limit}
-end
-if place and redis.call('ZRANGE', waiters, 0, 0)[1] == token then
-  place = 0
-  tell(process)
-end
-local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
-local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
-return {0, place or -1, ms, redis.call('ZCARD', waiters), limit}
+if changed then tell(process_of(token)) end
+return take(token, lease, wait)

@@ -1,0 +1,84 @@
+"""The transitions of Event in this process: twins of lua/event_*."""
+
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["TRANSITIONS", "Signal"]
+
+# What a transition tells on a channel: -> how many listen.
+Publish = Callable[[str, bytes], int]
+KEEP_MS = 7 * 24 * 3600 * 1000  # for which an unset event is remembered
+
+
+class Signal:
+    """The state of one event."""
+
+    __slots__ = ("clock", "ends", "fence", "flag", "generation", "left", "publish")
+
+    def __init__(self, publish: Publish) -> None:
+        self.publish = publish
+        self.clock = 0  # ms; time as this record knows it, which never goes back
+        self.flag = False
+        self.generation = 0  # moves with every change, never back
+        self.ends = 0  # ms, when it is unset by itself; 0: never
+        self.left: dict[str, int] = {}  # token that has changed it -> ms
+        self.fence = 0  # an event has none
+
+    def sweep(self, now: int) -> bool:
+        self.left = {token: until for token, until in self.left.items() if until > now}
+        live = self.flag and (self.ends == 0 or self.ends > now)
+        return not live and not self.left and now - self.clock > KEEP_MS
+
+    def empty(self) -> bool:
+        return not self.generation and not self.left
+
+    def at(self, us: int) -> int:
+        """Now, ms; an event whose time is over is unset."""
+        now = max(us // 1000, self.clock)
+        if self.ends and self.ends <= now:
+            self.flag = False
+        return now
+
+    def repeated(self, token: str, now: int, tombstone: int) -> bool:
+        if self.left.get(token, 0) > now:
+            return True
+        self.left = {t: until for t, until in self.left.items() if until > now}
+        self.left[token] = now + tombstone
+        return False
+
+    def change(self, wanted: bool, ends: int, us: int, now: int, channel: str) -> None:
+        if wanted != self.flag:
+            self.generation = max(self.generation + 1, us)
+        self.flag, self.ends, self.clock = wanted, ends, now
+        self.publish(channel, b"%d %d %d" % tuple(self.reply(now)))
+
+    def reply(self, now: int) -> list[int]:
+        ms = self.ends - now if self.flag and self.ends else -1
+        return [int(self.flag), self.generation, ms]
+
+
+def event_look(signal: Signal, us: int) -> list[int]:
+    return signal.reply(signal.at(us))
+
+
+def event_set(
+    signal: Signal, us: int, *, token: str, ttl: int, channel: str, tombstone: int
+) -> list[int]:
+    now = signal.at(us)
+    if not signal.repeated(token, now, tombstone) and not (
+        signal.flag and signal.ends == 0 and ttl == 0
+    ):
+        signal.change(True, now + ttl if ttl else 0, us, now, channel)
+    return signal.reply(now)
+
+
+def event_clear(signal: Signal, us: int, *, token: str, channel: str, tombstone: int) -> list[int]:
+    now = signal.at(us)
+    if not signal.repeated(token, now, tombstone) and signal.flag:
+        signal.change(False, 0, us, now, channel)
+    return signal.reply(now)
+
+
+TRANSITIONS: Final[dict[str, Callable[..., list[int]]]] = {
+    transition.__name__: transition for transition in (event_look, event_set, event_clear)
+}

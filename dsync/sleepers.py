@@ -1,0 +1,199 @@
+"""Sleepers: the tasks of this process that wait for conditions of one lock.
+
+Wait morphing: a sleeper stands in its condition's queue in the store; a notification moves it to the
+lock's queue, and it wakes once, as the owner.  Its token says that it is a sleeper's, so the store
+passes its notification on if it dies.
+
+A sleeper that is cancelled or times out waits for the lock under a token of its own, its heir,
+unless the store has notified it before: then it has to pass that on, for it is not going to use it.
+"""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dsync.lease import Hold, Lease, Terms
+from dsync.line import Sleeper
+from dsync.reply import Reply
+from dsync.request import Request
+from dsync.store import Call
+
+if TYPE_CHECKING:
+    from dsync.cohort import Cohort
+
+__all__ = ["Sleepers"]
+
+LOST = "it was lost before the wait began: the store gave it to another or has forgotten it"
+
+
+class Sleepers:
+    """Puts tasks to sleep and wakes them; part of a Cohort, which has their requests."""
+
+    def __init__(self, cohort: "Cohort") -> None:
+        self._cohort = cohort
+
+    def sleep(self, lease: Lease, condition: str, terms: Terms) -> Sleeper:
+        """Give the lock back with what was notified, and wait in its place.  Raises LeaseLost."""
+        cohort = self._cohort
+        loop = cohort.client.enter()
+        hold = cohort.still_held(lease)
+        sleeper = Sleeper(loop.create_future(), terms)
+        token = f"{cohort.client.token(terms.claim)}/{condition}"
+        request = sleeper.request = Request(token, terms, sleeper)
+        request.sleeps = request.asking = True
+        cohort.asleep[token] = request
+        cohort.enlist(request)
+        cohort.drop(hold)
+        lease.pause()
+        count = hold.notices.pop(condition, 0)
+        self._notify_others(hold)
+        cohort.permits.yield_up(
+            hold.token, condition, count, partial(self._slept, request, hold, lease),
+            sleeper=token, tombstone=hold.tombstone,
+        )  # fmt: skip
+        cohort.stand()
+        return sleeper
+
+    def release(self, hold: Hold, lease: Lease) -> Reply[None]:
+        """Give the lock back with what was notified."""
+        cohort = self._cohort
+        reply: Reply[None] = Reply(report=cohort.client.report)
+        cohort.drop(hold)
+        condition, count = hold.notices.popitem()
+        self._notify_others(hold)
+        done = partial(cohort.released, reply, lease)
+        cohort.permits.yield_up(hold.token, condition, count, done, tombstone=hold.tombstone)
+        cohort.stand()
+        return reply
+
+    def _notify_others(self, hold: Hold) -> None:
+        """One condition's notifications go with the release, those of others just before it."""
+        for condition, count in hold.notices.items():
+            self._cohort.permits.yield_up(hold.token, condition, count, _nothing, keep=True)
+
+    def _slept(self, request: Request, hold: Hold, lease: Lease, call: Call) -> None:
+        """The lock was given back, and the sleeper sleeps, or could not."""
+        cohort = self._cohort
+        request.asking = False
+        request.resent = call.attempts > 1
+        if isinstance(call.reply, BaseException):
+            cohort.abandon(hold.token)
+            if request.token in cohort.requests:
+                cohort.refused(request, call.reply, sent=call.attempts > 0)
+            return
+        held, waiting = call.reply
+        if request.token not in cohort.requests:
+            return
+        if held:
+            cohort.queued(request, 0, waiting)
+        elif call.attempts == 1:
+            cohort.forget(request)
+            if request.heir is not None:
+                cohort.leave(request.heir)
+            lease.lose(LOST)
+            cohort.client.lost(lease)
+            assert request.waiter is not None
+            request.waiter.fail(lease.error())
+        else:
+            cohort.send(request)  # an answer was lost: hear what became of it
+
+    def notified(self, request: Request) -> None:
+        """A notification has moved it to the lock's queue, or all the way to the lock."""
+        self._cohort.asleep.pop(request.token, None)
+        if isinstance(request.waiter, Sleeper):
+            request.waiter.notified = True
+
+    def rouse(self, sleeper: Sleeper) -> None:
+        """It waits for no notification any more, only for the lock."""
+        cohort, request = self._cohort, sleeper.request
+        if request is None or request.heir is not None or not request.sleeps:
+            return
+        if request.token not in cohort.requests:
+            return  # it has got the lock
+        terms = request.terms
+        request.heir = Request(cohort.client.token(terms.claim), terms, sleeper)
+        request.heir.asking = True
+        cohort.enlist(request.heir)
+        cohort.send(request)
+
+    async def woken(self, sleeper: Sleeper) -> asyncio.CancelledError | None:
+        """Wait until it holds the lock, or has failed.  -> the last cancellation in the meantime"""
+        cancelled: asyncio.CancelledError | None = None
+        while True:
+            try:
+                await sleeper.woken()
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                self.rouse(sleeper)
+            lease = sleeper.lease
+            if lease is not None and not lease.held:
+                # It ended before this task ran: the loop stood still.  The lock is needed anew.
+                sleeper.lease = None
+                self._cohort.put_away(lease)
+                sleeper.request = self._cohort.ask_for(sleeper.terms, sleeper)
+            elif lease is not None or sleeper.error is not None:
+                return cancelled
+
+    def asleep(self, condition: str) -> int:
+        """How many tasks of this process sleep in a condition."""
+        return sum(token.endswith(f"/{condition}") for token in self._cohort.asleep)
+
+    def send(self, request: Request) -> None:
+        """Keep a sleeper's place, hear what became of it, or wake it if it has an heir."""
+        heir = request.heir
+        if heir is None:
+            token, done = "", partial(self._kept, request)
+        else:
+            token, done = heir.token, partial(self._roused, request, heir)
+        self._cohort.permits.wake(request.token, token, request.terms.first_lease, done)
+
+    def _kept(self, request: Request, call: Call) -> None:
+        cohort = self._cohort
+        if type(call.reply) is list:
+            code, _, ms, waiting, _, _ = call.reply
+            call.reply = call.reply[:5]
+            if code == 2:
+                request.asking = False
+                if request.token in cohort.requests:
+                    cohort.queued(request, ms, waiting)
+                return
+        cohort.answered(request, call)
+
+    def _roused(self, request: Request, heir: Request, call: Call) -> None:
+        """It has an heir now, or had been notified before."""
+        cohort = self._cohort
+        request.asking = heir.asking = False
+        request.resent = request.resent or call.attempts > 1
+        heir.resent = heir.resent or call.attempts > 1
+        if heir.token not in cohort.requests:
+            return  # answered twice, or the client was closed
+        if type(call.reply) is not list:
+            cohort.forget(heir)
+            cohort.abandon(heir.token)
+            cohort.answered(request, call)
+            return
+        woken = call.reply[5]
+        call.reply = call.reply[:5]
+        if woken and request.token in cohort.requests:
+            cohort.forget(request)
+            if request.resent:
+                cohort.abandon(request.token)
+            assert heir.waiter is not None
+            heir.waiter.request = heir
+            cohort.answered(heir, call)
+        elif woken:
+            cohort.leave(heir)  # it holds the lock all the same: a grant was under way
+        else:
+            cohort.forget(heir)
+            if heir.resent:
+                cohort.abandon(heir.token)
+            cohort.answered(request, call)
+
+    def abandon(self, request: Request) -> None:
+        """It will not use what it may have been notified of: that goes to another."""
+        condition = request.token.split("/", 2)[2]
+        self._cohort.permits.yield_up(request.token, condition, 1, _nothing, tombstone=True)
+
+
+def _nothing(call: Call) -> None:
+    """Nobody waits for the answer: that it arrives is the link's business."""
