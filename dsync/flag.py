@@ -7,6 +7,8 @@ channel while somebody waits or asks, and for a while after.
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from dsync.beat import Beat
 from dsync.errors import ClientClosed, TooManyWaiters, WaitTimeout
 from dsync.names import tag
 from dsync.reply import Reply
-from dsync.store import Call
+from dsync.store import Arg, Call
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -63,8 +65,13 @@ class Flag:
         # Our own changes that are under way, and what the last of them makes of it.
         self._changing = 0
         self._wanted = False
+        # Each is sent when the one before is answered, or a store that refuses one for a moment
+        # would swap them; and what is asked after them is asked after them.
+        self._change_sent = False
+        self._turns: deque[Callable[[], None]] = deque()
         self._listening = False
         self._used = 0.0  # time.monotonic()
+        self._resting: asyncio.TimerHandle | None = None
 
     # -- what Event calls -----------------------------------------------------------------------
 
@@ -91,7 +98,7 @@ class Flag:
             failed = isinstance(call.reply, BaseException)
             reply.settle(call.reply if failed else bool(call.reply[0]))
 
-        self._record.run("event_look", answered)
+        self._in_turn(partial(self._record.run, "event_look", answered))
 
     def change(self, wanted: bool, ttl: float | None) -> Reply[None]:
         """Set or unset it: here at once, and in the store in the order of calls."""
@@ -99,7 +106,7 @@ class Flag:
         reply: Reply[None] = Reply(report=self.client.report)
         self._changing += 1
         self._wanted = wanted
-        args: dict[str, str | int] = {
+        args: dict[str, Arg] = {
             "token": self.client.token(0),
             "channel": self.channel,
             "tombstone": TOMBSTONE_MS,
@@ -108,8 +115,7 @@ class Flag:
             args["ttl"] = 0 if ttl is None else int(ttl * 1000)
             for watcher in self.waiters:
                 watcher.wake()
-        transition = "event_set" if wanted else "event_clear"
-        self._record.run(transition, partial(self._changed, reply), **args)
+        self._in_turn(partial(self._send, "event_set" if wanted else "event_clear", reply, args))
         return reply
 
     async def wait(self, timeout: float | None, max_waiters: int | None) -> None:
@@ -129,7 +135,7 @@ class Flag:
             timer = loop.call_later(timeout, self._time_out, watcher, timeout)
         try:
             self._listen()
-            self._record.run("event_look", partial(self._noted, watcher))
+            self._in_turn(partial(self._record.run, "event_look", partial(self._noted, watcher)))
             await watcher.future
         finally:
             if timer is not None:
@@ -157,14 +163,29 @@ class Flag:
         for watcher in self.waiters:
             watcher.fail(ClientClosed(f"{self.what}: the client was closed while this task waited"))
         self._beat.stop()
+        if self._resting is not None:
+            self._resting.cancel()
+
+    def _in_turn(self, send: Callable[[], None]) -> None:
+        if self._change_sent:
+            self._turns.append(send)
+        else:
+            send()
+
+    def _send(self, transition: str, reply: Reply[None], args: dict[str, Arg]) -> None:
+        self._change_sent = True
+        self._record.run(transition, partial(self._changed, reply), **args)
 
     def _changed(self, reply: Reply[None], call: Call) -> None:
         self._changing -= 1
+        self._change_sent = False
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
         else:
             self._answered(call)
             reply.settle(None)
+        while self._turns and not self._change_sent:
+            self._turns.popleft()()
 
     def _noted(self, watcher: Watcher, call: Call) -> None:
         """The first look of a wait: from here on it knows what it waits for."""
@@ -218,14 +239,14 @@ class Flag:
             self._listening = True
             self.client.listen(self)
             self._used = time.monotonic()
-            asyncio.get_running_loop().call_later(LINGER, self._rest)
+            self._resting = asyncio.get_running_loop().call_later(LINGER, self._rest)
 
     def _rest(self) -> None:
         """Stop listening if nobody has wanted to know anything for a while."""
         idle = time.monotonic() - self._used
         if self.waiters or idle < LINGER:
             delay = LINGER if self.waiters else LINGER - idle
-            asyncio.get_running_loop().call_later(delay, self._rest)
+            self._resting = asyncio.get_running_loop().call_later(delay, self._rest)
         else:
             self._listening = False
             self.client.ignore(self)

@@ -64,8 +64,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_cancelling", "_event", "_paused", "_reason", "_task", "fence", "hold", "outer", "owner", "released",
-        "what",
+        "_cancelling", "_event", "_paused", "_reason", "_task", "fence", "hold", "outer", "owner",
+        "released", "what",
     )  # fmt: skip
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:

@@ -1,8 +1,8 @@
 """Sleepers: the tasks of this process that wait for conditions of one lock.
 
-Wait morphing: a sleeper stands in its condition's queue in the store; a notification moves it to the
-lock's queue, and it wakes once, as the owner.  Its token says that it is a sleeper's, so the store
-passes its notification on if it dies.
+Wait morphing: a sleeper stands in its condition's queue in the store; a notification moves it to
+the lock's queue, and it wakes once, as the owner.  Its token says that it is a sleeper's, so the
+store passes its notification on if it dies.
 
 A sleeper that is cancelled or times out waits for the lock under a token of its own, its heir,
 unless the store has notified it before: then it has to pass that on, for it is not going to use it.
@@ -16,7 +16,7 @@ from dsync.lease import Hold, Lease, Terms
 from dsync.line import Sleeper
 from dsync.reply import Reply
 from dsync.request import Request
-from dsync.store import Call
+from dsync.store import Call, Done
 
 if TYPE_CHECKING:
     from dsync.cohort import Cohort
@@ -45,12 +45,8 @@ class Sleepers:
         cohort.enlist(request)
         cohort.drop(hold)
         lease.pause()
-        count = hold.notices.pop(condition, 0)
-        self._notify_others(hold)
-        cohort.permits.yield_up(
-            hold.token, condition, count, partial(self._slept, request, hold, lease),
-            sleeper=token, tombstone=hold.tombstone,
-        )  # fmt: skip
+        done = partial(self._slept, request, hold, lease)
+        self._yield_up(hold, condition, hold.notices.pop(condition, 0), token, done)
         cohort.stand()
         return sleeper
 
@@ -60,16 +56,25 @@ class Sleepers:
         reply: Reply[None] = Reply(report=cohort.client.report)
         cohort.drop(hold)
         condition, count = hold.notices.popitem()
-        self._notify_others(hold)
-        done = partial(cohort.released, reply, lease)
-        cohort.permits.yield_up(hold.token, condition, count, done, tombstone=hold.tombstone)
+        self._yield_up(hold, condition, count, "", partial(cohort.released, reply, lease))
         cohort.stand()
         return reply
 
-    def _notify_others(self, hold: Hold) -> None:
-        """One condition's notifications go with the release, those of others just before it."""
-        for condition, count in hold.notices.items():
-            self._cohort.permits.yield_up(hold.token, condition, count, _nothing, keep=True)
+    def _yield_up(self, hold: Hold, condition: str, count: int, sleeper: str, done: Done) -> None:
+        """One condition's notifications go with the release, those of others go before it.
+
+        It is sent when those are answered: if the store refused one of them for a moment, it would
+        come when the lock is not ours any more, and notify nobody.
+        """
+        permits = self._cohort.permits
+        if hold.notices:
+            other, others = hold.notices.popitem()
+            then = partial(self._yield_up, hold, condition, count, sleeper, done)
+            permits.yield_up(hold.token, other, others, lambda call: then(), keep=True)
+        else:
+            permits.yield_up(
+                hold.token, condition, count, done, sleeper=sleeper, tombstone=hold.tombstone
+            )
 
     def _slept(self, request: Request, hold: Hold, lease: Lease, call: Call) -> None:
         """The lock was given back, and the sleeper sleeps, or could not."""

@@ -225,11 +225,11 @@ class Wire(Link):
                 self.inbox.pushed(push[2].split(b" "), self._answered_sent)
             else:
                 self.inbox.news(channel.decode(), push[2])
-        elif self._tuning and kind in (b"subscribe", b"unsubscribe"):
+        elif self._inflight and kind in (b"subscribe", b"unsubscribe"):
             if kind == b"subscribe" and channel == self._own:
                 self.listening = True
-            call = self._tuning[0]
-            if self._inflight[0] is call and channel.decode() == call.command[-1]:
+            call = self._inflight[0]
+            if call in self._tuning and channel.decode() == call.command[-1]:
                 self._answered_sent = self._inflight.popleft().sent
                 self._finish(call)
 
