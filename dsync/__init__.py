@@ -1,9 +1,11 @@
 """asyncio's synchronization primitives, across processes and machines."""
 
+from dsync.barrier import Barrier, BarrierInfo
 from dsync.client import Client, connect
 from dsync.condition import Condition
 from dsync.errors import (
     AcquireTimeout,
+    BadMessage,
     ClientClosed,
     DsyncError,
     ForeignKey,
@@ -15,26 +17,34 @@ from dsync.errors import (
     WaitTimeout,
 )
 from dsync.event import Event
+from dsync.event_bus import EventBus
 from dsync.info import Holder, LockInfo, Queued, SemaphoreInfo
 from dsync.lease import Lease
 from dsync.lock import Lock
 from dsync.reply import Reply
 from dsync.semaphore import BoundedSemaphore, Semaphore
+from dsync.subscription import Gap, Message, Subscription
 
 __all__ = [
     "AcquireTimeout",
+    "BadMessage",
+    "Barrier",
+    "BarrierInfo",
     "BoundedSemaphore",
     "Client",
     "ClientClosed",
     "Condition",
     "DsyncError",
     "Event",
+    "EventBus",
     "ForeignKey",
+    "Gap",
     "Holder",
     "Lease",
     "LeaseLost",
     "Lock",
     "LockInfo",
+    "Message",
     "NotHeld",
     "Queued",
     "Reply",
@@ -42,6 +52,7 @@ __all__ = [
     "Semaphore",
     "SemaphoreInfo",
     "StoreUnavailable",
+    "Subscription",
     "TooManyWaiters",
     "WaitTimeout",
     "connect",

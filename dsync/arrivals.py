@@ -8,10 +8,10 @@ waiting tasks themselves.
 import asyncio
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsync.beat import Beat
-from dsync.errors import ClientClosed, StoreUnavailable, WaitTimeout
+from dsync.errors import ClientClosed, WaitTimeout
 from dsync.reply import Reply
 from dsync.store import Call
 
@@ -29,7 +29,8 @@ class Party:
     """A task that waits: its future gets its index, or an error."""
 
     __slots__ = (
-        "again", "asking", "future", "joined", "lease", "once", "parties", "resent", "sent", "token",
+        "again", "asking", "future", "joined", "lease", "once", "parties", "passed", "resent",
+        "sent", "token",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,7 @@ class Party:
         self.asking = False  # a question is on its way
         self.again = False  # and another has to follow it
         self.joined = False  # the store has said that it waits
+        self.passed = False  # and then that it need not; its task may have yet to run
         self.resent = False  # a copy of the question may still arrive, much later
 
 
@@ -73,5 +75,261 @@ class Arrivals:
         loop = self.client.enter()
         token = self.client.token(int(lease * 1000))
         party = Party(loop.create_future(), token, parties, lease, once=timeout == 0)
-        self.parties[token] = self.client.homes[token] = party  # type: ignore[assignment]
-        return 0
+        self.parties[token] = party
+        self.client.homes[token] = self
+        self._lease = max(self._lease, lease)
+        timer = None
+        if timeout:
+            timer = loop.call_later(timeout, self._time_out, party, timeout)
+        if not self._changes:
+            self._send(party)
+        try:
+            return await party.future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if token in self.parties:
+                # It has passed, and runs: the next generation need not wait for it.  Or it waits
+                # no more: cancelled, or timed out.
+                self._leave(party)
+
+    def change(self, abort: bool) -> Reply[None]:
+        """Break everybody who waits, and break the barrier (`abort`) or mend it.
+
+        Who has waited here hears from the store what became of it: it may have passed by now.
+        """
+        self.client.enter()
+        self.broken = abort
+        reply: Reply[None] = Reply(report=self.client.report)
+        self._changes.append((abort, reply))
+        if len(self._changes) == 1:
+            self._send_change()
+        return reply
+
+    async def info(self) -> list[Any]:
+        """What barrier_info returns."""
+        self.client.enter()
+        answer: Reply[list[Any]] = Reply()
+        self._record.run("barrier_info", lambda call: answer.settle(call.reply))
+        _, _, broken, waiting, _, _ = reply = await answer
+        self._learn(waiting, broken)
+        return reply
+
+    def waiting(self) -> int:
+        """How many tasks wait, of all processes, as far as this one has heard."""
+        return 0 if self._unsettled() else max(self._heard, len(self._waiting()))
+
+    def state(self) -> str:
+        """In asyncio's words, as far as this process has heard."""
+        return "broken" if self.broken else self._unsettled() or "filling"
+
+    def _unsettled(self) -> str:
+        if any(party.passed for party in self.parties.values()):
+            return "draining"
+        return "resetting" if self._changes else ""
+
+    # -- what the store says ---------------------------------------------------------------------
+
+    def _send(self, party: Party) -> None:
+        """Arrive: the first time, to keep the place, or to hear what became of it."""
+        party.sent = party.asking = True
+        self._record.run(
+            "barrier_arrive",
+            partial(self._answered, party),
+            token=party.token,
+            parties=party.parties,
+            lease=int(self._lease * 1000),
+            inbox=self.client.store.channel,
+            memory=MEMORY_MS,
+        )
+
+    def _answered(self, party: Party, call: Call) -> None:
+        party.asking = False
+        if call.attempts > 1:
+            party.resent = True
+        if party.token not in self.parties or party.future.done():
+            return  # it has left or passed meanwhile; the store hears of that behind this question
+        reply = call.reply
+        if type(reply) is not list:
+            if call.attempts > 0:
+                party.resent = True  # it may have been heard, or yet be heard, all the same
+            self._failed(reply)
+            return
+        code, number, waiting, broken, ms = reply
+        self._learn(waiting, broken)
+        if code == 1:
+            self._pass(party, number)
+        elif code == 0:
+            self._joined(party, new=number == 1)
+        elif code == -2:
+            self._refuse(
+                party,
+                ValueError(
+                    f"{self.what} was made with {party.parties} parties here, but those who wait "
+                    f"there now have come with {number}: use the same number everywhere"
+                ),
+            )
+        else:
+            self._refuse(party, self._broken_error("Barrier aborted" if code == -1 else ""))
+        if self.parties:
+            third = int(self._lease * 1000 / 3)
+            self._beat.start(min(ms, third) if ms > 0 else third)
+
+    def _joined(self, party: Party, new: bool) -> None:
+        """It waits."""
+        if party.once:
+            party.future.set_exception(self._too_late(party, 0))
+            return
+        forgotten = new and party.joined
+        party.joined = True
+        if forgotten:
+            # We were taken for dead, or the store has lost the record: so it has the rest of us.
+            self.ask_all()
+        elif party.again:
+            party.again = False
+            self._send(party)
+
+    def heard(self, kind: bytes, token: str, numbers: list[int], evidence: float) -> None:
+        """A party of ours has passed, or was broken."""
+        party = self.parties.get(token)
+        if party is None or party.future.done():
+            return
+        if kind == b"t":
+            index, waiting = numbers
+            self._learn(waiting, 0)
+            self._pass(party, index)
+        elif kind == b"b":
+            (broken,) = numbers
+            self._learn(0, broken)
+            self._forget(party)  # the store refuses it from now on
+            party.future.set_exception(self._broken_error())
+
+    def _pass(self, party: Party, index: int) -> None:
+        party.passed = True
+        party.future.set_result(index)
+
+    def _learn(self, waiting: int, broken: int) -> None:
+        if not self._changes:  # else what we have changed counts
+            self._heard, self.broken = waiting, bool(broken)
+
+    def _refuse(self, party: Party, error: Exception) -> None:
+        """The store does not know it: not now, and not when a copy comes late."""
+        if party.resent:
+            self._leave(party)
+        else:
+            self._forget(party)
+        party.future.set_exception(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """The store could not be asked: tell the tasks that wait, each by an error of its own."""
+        for party in self._waiting():
+            self._leave(party)
+            own = type(error)(*error.args)
+            own.__cause__ = error.__cause__
+            party.future.set_exception(own)
+
+    def _leave(self, party: Party) -> None:
+        """Its task waits no more, or has passed and runs; the link sees to it that this arrives."""
+        self._forget(party)
+        if not party.sent:
+            return
+        if party.joined and not party.passed:
+            self._heard = max(self._heard - 1, 0)
+        self._record.run(
+            "barrier_leave",
+            self._left,
+            token=party.token,
+            late=int(party.asking or party.resent),
+            inbox=self.client.store.channel,
+            memory=MEMORY_MS,
+        )
+
+    def _left(self, call: Call) -> None:
+        if type(call.reply) is list:
+            self._learn(*call.reply)
+
+    def _forget(self, party: Party) -> None:
+        del self.parties[party.token]
+        self.client.homes.pop(party.token, None)
+        if not self.parties:
+            self._beat.stop()
+            self._lease = 0.0
+
+    def _send_change(self) -> None:
+        abort, _ = self._changes[0]
+        self._record.run(
+            "barrier_reset",
+            self._changed,
+            token=self.client.token(0),
+            abort=int(abort),
+            inbox=self.client.store.channel,
+            memory=MEMORY_MS,
+        )
+
+    def _changed(self, call: Call) -> None:
+        _, reply = self._changes.popleft()
+        failed = isinstance(call.reply, BaseException)
+        reply.settle(call.reply if failed else None)
+        if self._changes:
+            self._send_change()
+            return
+        if not failed:
+            self._learn(0, call.reply[1])
+        # Those who have come meanwhile arrive now.  Of the others the store has told us what became
+        # of them, unless the message was lost, or comes by another way than this reply.
+        self.ask_all()
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _keep_places(self, missed: bool) -> None:
+        """Keep our arrivals good, and let the next generation pass if the one before has died.
+
+        The oldest party speaks for the process; the others take turns at being asked for too, so
+        that a lost message costs each of them something, but never for ever.
+        """
+        waiting = self._waiting()
+        if missed:
+            self.ask_all()
+        if missed or self._changes or not waiting:
+            return
+        self._lease = max(party.lease for party in waiting)
+        self._turn += 1
+        for party in {id(p): p for p in (waiting[0], waiting[self._turn % len(waiting)])}.values():
+            if not party.asking:
+                self._send(party)
+
+    def ask_all(self) -> None:
+        """Messages may have been lost: hear what became of every party."""
+        if self._changes:
+            return  # they are asked for behind the last one
+        for party in self._waiting():
+            if party.asking:
+                party.again = True
+            else:
+                self._send(party)
+
+    def close(self) -> None:
+        """The client closes: nobody waits."""
+        for party in list(self.parties.values()):
+            waits = not party.future.done()
+            self._leave(party)
+            if waits:
+                party.future.set_exception(
+                    ClientClosed(f"{self.what}: the client was closed while this task waited")
+                )
+
+    def _waiting(self) -> list[Party]:
+        return [party for party in self.parties.values() if not party.future.done()]
+
+    def _time_out(self, party: Party, timeout: float) -> None:
+        if not party.future.done():
+            party.future.set_exception(self._too_late(party, timeout))
+
+    def _too_late(self, party: Party, timeout: float) -> WaitTimeout:
+        return WaitTimeout(
+            f"{self.what}: {self.waiting()} of {party.parties} parties had come within "
+            f"{timeout:g} s, as far as this process has heard; this task has left"
+        )
+
+    def _broken_error(self, text: str = "") -> asyncio.BrokenBarrierError:
+        return asyncio.BrokenBarrierError(f"{text or 'Abort or reset of barrier'} ({self.what})")

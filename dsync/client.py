@@ -13,18 +13,22 @@ from typing import Any, Self
 from weakref import WeakSet, WeakValueDictionary
 
 from dsync.arguments import checked_count, checked_lease, checked_seconds
+from dsync.arrivals import Arrivals
+from dsync.barrier import Barrier, checked_parties
 from dsync.beat import BEAT
 from dsync.cohort import Cohort
 from dsync.condition import Condition
 from dsync.errors import ClientClosed
 from dsync.event import Event
+from dsync.event_bus import EventBus
 from dsync.flag import Flag
 from dsync.holding import checked_terms
+from dsync.hub import Hub
 from dsync.lease import Keeper, Lease, LostHook, OnLost, Terms
 from dsync.lock import Lock
 from dsync.names import checked_name, identify
 from dsync.semaphore import BoundedSemaphore, Semaphore
-from dsync.store import Home, Store
+from dsync.store import Home, Listener, Store
 
 __all__ = ["Client", "connect"]
 
@@ -93,7 +97,11 @@ class Client:
         # A cohort lives while somebody has an object of its name, waits or holds.
         self._cohorts: WeakValueDictionary[tuple[str, str], Cohort] = WeakValueDictionary()
         self._flags: WeakValueDictionary[str, Flag] = WeakValueDictionary()  # by channel
-        self._listening: dict[str, Flag] = {}  # those of them that want to hear of their event
+        self._arrivals: WeakValueDictionary[str, Arrivals] = WeakValueDictionary()  # by name
+        self._hubs: WeakValueDictionary[str, Hub] = WeakValueDictionary()  # by name
+        self._deferred: list[Callable[[], None]] = []  # until there is a loop
+        # Who wants to hear what is said on a channel.
+        self._listeners: dict[str, Listener] = {}
         # Every token of ours that asks or holds, and whose it is.
         self.homes: dict[str, Home] = {}
         # All beats of this client fall on one grid in time, each client's on another.
@@ -230,6 +238,35 @@ class Client:
             raise TypeError("give lease and the like to the lock, not to a condition over it")
         return Condition(lock, name)
 
+    def barrier(self, name: str, parties: int, *, lease: float = 30.0) -> Barrier:
+        """The barrier of this name, which `parties` tasks of all processes pass together.
+
+        Args:
+            name: any text but the empty one.
+            parties: how many; all who wait at it have to agree on that.
+            lease: seconds for which a waiting process that goes silent is counted on.
+        """
+        checked_name(name)
+        parties = checked_parties(parties)
+        lease = checked_lease("lease", lease)
+        arrivals = Arrivals(self, name)
+        return Barrier(self._arrivals.setdefault(name, arrivals), name, parties, lease)
+
+    def event_bus(
+        self, name: str = "default", *, codec: Any = None, max_size: int = 2**20
+    ) -> EventBus:
+        """The event bus of this name.
+
+        Args:
+            name: any text but the empty one.
+            codec: what turns data into bytes and back: None for JSON, `bytes` for none, or
+                anything with dumps and loads, or encode and decode (pickle, msgspec.msgpack).
+            max_size: bytes; `trigger()` refuses larger data.
+        """
+        checked_name(name)
+        hub = Hub(self, name)
+        return EventBus(self._hubs.setdefault(name, hub), name, codec, max_size)
+
     def _cohort(self, kind: str, name: str, value: int, fences: bool = False) -> Cohort:
         checked_name(name)
         checked_count("value", value)
@@ -270,6 +307,9 @@ class Client:
                 )
             self._loop = loop
         self._entered = loop
+        deferred, self._deferred = self._deferred, []
+        for action in deferred:
+            action()
         return loop
 
     async def check(self) -> Self:
@@ -307,8 +347,8 @@ class Client:
             self.enter()
             for home in {id(home): home for home in self.homes.values()}.values():
                 home.close()
-            for flag in list(self._listening.values()):
-                flag.close()
+            for listener in list(self._listeners.values()):
+                listener.close()
         self._closed = True
         self._entered = None
         self.keeper.close()
@@ -340,21 +380,31 @@ class Client:
         self._revision = max(self._revision + 1, at_least)
         return self._revision
 
-    def listen(self, flag: Flag) -> None:
-        """From now on the flag hears of its event."""
-        self._listening[flag.channel] = flag
-        self.store.subscribe(flag.channel)
+    def when_bound(self, action: Callable[[], None]) -> None:
+        """Do it now, or when a loop uses the client for the first time."""
+        if self._entered is None and not _loop_runs():
+            self._deferred.append(action)
+        else:
+            self.enter()
+            action()
 
-    def ignore(self, flag: Flag) -> None:
+    def listen(self, listener: Listener) -> None:
+        """From now on it hears what is said on its channel."""
+        self._listeners[listener.channel] = listener
+        self.store.subscribe(listener.channel)
+
+    def ignore(self, listener: Listener) -> None:
         """It does not want to hear of it any more."""
-        del self._listening[flag.channel]
-        self.store.unsubscribe(flag.channel)
+        del self._listeners[listener.channel]
+        self.store.unsubscribe(listener.channel)
 
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""
         return self.store.listening
 
-    def report(self, error: BaseException) -> None:
+    def report(
+        self, error: BaseException, message: str = "a write failed that nobody awaited"
+    ) -> None:
         """Something failed and nobody awaited it."""
         if self._on_error is not None:
             try:
@@ -362,9 +412,7 @@ class Client:
             except Exception:
                 log.exception("the on_error hook failed on %r", error)
         elif self._loop is not None and not self._loop.is_closed():
-            self._loop.call_exception_handler(
-                {"message": "dsync: a write failed that nobody awaited", "exception": error}
-            )
+            self._loop.call_exception_handler({"message": f"dsync: {message}", "exception": error})
 
     def lost(self, lease: Lease) -> None:
         """A lease was lost: say so, and call the hook."""
@@ -400,18 +448,18 @@ class Client:
 
     def news(self, channel: str, payload: bytes) -> None:
         """A message on a channel that we listen to."""
-        flag = self._listening.get(channel)
-        if flag is not None:
+        listener = self._listeners.get(channel)
+        if listener is not None:
             try:
-                flag.heard(payload)
+                listener.heard(payload)
             except ValueError:
-                log.warning("somebody else wrote on the channel of %s: %r", flag.what, payload)
+                log.warning("somebody else wrote on our channel %s: %.200r", channel, payload)
 
-    def tuned(self, channel: str) -> None:
-        """We listen to a channel from now on: what was asked before may be old."""
-        flag = self._listening.get(channel)
-        if flag is not None:
-            flag.ask_all()
+    def tuned(self, channel: str, refused: BaseException | None) -> None:
+        """We listen to a channel from now on, or are not allowed to."""
+        listener = self._listeners.get(channel)
+        if listener is not None:
+            listener.tuned(refused)
 
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits or holds asks again."""
@@ -420,9 +468,17 @@ class Client:
         self.keeper.renew_now()
         for home in {id(home): home for home in self.homes.values()}.values():
             home.ask_all()
-        for flag in list(self._listening.values()):
-            flag.ask_all()
+        for listener in list(self._listeners.values()):
+            listener.ask_all()
         log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def connect(

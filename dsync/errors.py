@@ -7,6 +7,7 @@ DsyncError
 ├── NotHeld(RuntimeError)               asyncio's RuntimeError cases: this object does not hold it
 ├── TooManyWaiters                      max_waiters already wait; nothing is held, nothing is queued
 ├── StoreUnavailable(ConnectionError)   Redis could not be asked; nothing is held past its lease
+├── BadMessage(ValueError)              a message of a bus that cannot be read; it was skipped
 ├── SchemaMismatch                      the state under our key was written by a newer dsync
 ├── ForeignKey                          the value under our key is not ours
 └── ClientClosed(RuntimeError)          the client was closed
@@ -14,6 +15,7 @@ DsyncError
 
 __all__ = [
     "AcquireTimeout",
+    "BadMessage",
     "ClientClosed",
     "DsyncError",
     "ForeignKey",
@@ -52,6 +54,10 @@ class TooManyWaiters(DsyncError):
 
 class StoreUnavailable(DsyncError, ConnectionError):
     """Redis could not be asked, or refused.  What was held ends with its lease at the latest."""
+
+
+class BadMessage(DsyncError, ValueError):
+    """A message of a bus that cannot be read, from another program or codec.  It was skipped."""
 
 
 class SchemaMismatch(DsyncError):

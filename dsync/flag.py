@@ -158,6 +158,11 @@ class Flag:
         if self._listening:
             self._record.run("event_look", self._looked)
 
+    def tuned(self, refused: BaseException | None) -> None:
+        """It hears of every change from now on, or (refused) only when it asks."""
+        if refused is None:
+            self.ask_all()
+
     def close(self) -> None:
         """The client closes: nobody waits."""
         for watcher in self.waiters:

@@ -6,10 +6,10 @@ A store knows nothing of waiting, timeouts or leases; a primitive knows nothing 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-__all__ = ["Arg", "Bound", "Call", "Done", "Home", "Inbox", "Record", "Store"]
+__all__ = ["Arg", "Bound", "Call", "Done", "Home", "Inbox", "Listener", "Record", "Store"]
 
 
-Arg = str | int
+Arg = str | int | bytes
 
 
 class Call:
@@ -44,8 +44,8 @@ class Inbox(Protocol):
         """A message on a channel that was subscribed to."""
         ...
 
-    def tuned(self, channel: str) -> None:
-        """A subscription has just begun; what was asked before was answered too early for it."""
+    def tuned(self, channel: str, refused: BaseException | None) -> None:
+        """A subscription has begun, or was refused; what was asked before came too early for it."""
         ...
 
     def pushed(self, message: list[bytes], evidence: float) -> None:
@@ -77,6 +77,29 @@ class Home(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Who hears what is said on a channel."""
+
+    @property
+    def channel(self) -> str: ...
+
+    def heard(self, payload: bytes) -> None:
+        """A message.  Raises ValueError where it is none of ours."""
+        ...
+
+    def tuned(self, refused: BaseException | None) -> None:
+        """Everything said on the channel is heard from now on; or it may not be heard."""
+        ...
+
+    def ask_all(self) -> None:
+        """Messages may have been lost: see how things stand."""
+        ...
+
+    def close(self) -> None:
+        """The client closes."""
+        ...
+
+
 # A transition with everything bound but its token.
 Bound = Callable[[str, Done], None]
 
@@ -97,6 +120,7 @@ class Store(Protocol):
     """Where the state of primitives lives."""
 
     client_id: str
+    ordered: bool  # whether messages and answers come in the order in which they were sent
     channel: str  # what the channel of a process is named, less its id
 
     @property
@@ -117,8 +141,7 @@ class Store(Protocol):
     def subscribe(self, channel: str) -> None:
         """From now on the inbox gets the channel's `news`.
 
-        What is asked after this call is answered after the subscription has begun, or else the
-        inbox is `tuned`; after a reconnect its `gap` says so.
+        The inbox is told once it is `tuned`; after a reconnect its `gap` says so.
         """
         ...
 

@@ -19,8 +19,8 @@ CLAIM_MS = 5000  # for as long a party that has passed, and died, keeps the next
 class Gathering:
     """The state of one barrier."""
 
-    # A token is in arrivals or in draining, never in both; what is in draining has an index.
-    # arrivals are in order of arrival; draining and index keep what counts as gone for a while.
+    # A token waits in arrivals, or it has passed: then it has an index, and a place in draining
+    # until its task has run.  arrivals are in order of arrival.
     __slots__ = (
         "alive", "arrivals", "broken", "clock", "draining", "fence", "generation", "index", "left",
         "parties", "send", "ticket",

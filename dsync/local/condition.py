@@ -33,7 +33,7 @@ class Condition(Waiting, _Condition):
     name = ""
 
     def __init__(self, lock: Any = None) -> None:
-        self._lock = Lock() if lock is None else lock
+        self._lock: Any = Lock() if lock is None else lock
         self._waiters: deque[Waiter] = deque()
 
     def _extra(self) -> str:

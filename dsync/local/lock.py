@@ -51,31 +51,32 @@ class Lock(Waiting, _Lock):
             timeout = checked_seconds("timeout", timeout)
         if self._locked or self._waiters:
             await self._wait_turn(timeout)
-        self._take()
+        self._locked = True
+        self._fence += 1
+        self._owner = current_task()
         return True
 
     async def try_acquire(self) -> bool:
-        if not self._free():
-            return False
-        self._take()
-        return True
+        return bool(self._free() and await self.acquire())
 
     def release(self) -> Reply[None]:
         if self._lost:
             self._tell_loss()
         if not self._locked:
             raise NotHeld("Lock is not acquired.")
-        self._end()
+        self._locked = False
+        self._owner = None
+        if self._lease is not None:
+            self._lease.released = True
+            self._lease = None
+        if self._waiters:
+            self._wake_up_first()
         return DONE
 
     def _free(self) -> bool:
         # Those that are cancelled, and have yet to leave, keep nobody from overtaking them.
-        return not self._locked and all(waiter.cancelled() for waiter in self._waiters or ())
-
-    def _take(self) -> None:
-        self._locked = True
-        self._owner = current_task()
-        self._fence += 1
+        waiters = self._waiters
+        return not self._locked and (not waiters or all(waiter.cancelled() for waiter in waiters))
 
     async def _wait_turn(self, timeout: float | None) -> None:
         if self._free():
@@ -98,15 +99,6 @@ class Lock(Waiting, _Lock):
             self._wake_up_first()
             assert timeout is not None
             raise self._too_late(timeout)
-
-    def _end(self) -> None:
-        self._locked = False
-        self._owner = None
-        if self._lease is not None:
-            self._lease.released = True
-            self._lease = None
-        if self._waiters:
-            self._wake_up_first()
 
     def _wake_up_first(self) -> None:
         """Ensure that the first waiter will run, if the lock is free for it."""
@@ -179,10 +171,13 @@ class Lock(Waiting, _Lock):
             return False
         lease = self._lease = self._lease or Lease("the lock", None, self._fence)
         # Whose task is over is not going to hear of it.
-        self._lost = {task: old for task, old in (self._lost or {}).items() if task and not task.done()}
-        self._lost[self._owner] = lease
+        before = (self._lost or {}).items()
+        lost: dict[Owner, Lease] = {task: old for task, old in before if task and not task.done()}
+        lost[self._owner] = lease
+        self._lost = None
+        Lock.release(self)
+        self._lost = lost
         lease.lose("it was taken away by force_release()")
-        self._end()
         return True
 
     def _tell_loss(self) -> None:

@@ -34,7 +34,7 @@ class Semaphore(Waiting, _Semaphore):
         self._value = value  # permits that are free; below 0 after resize() took away held ones
         self._bound_value = value  # permits in all
         # Of the innermost `async with` body of each task.
-        self._inside: dict[asyncio.Task[Any] | None, Lease] = {}  # type: ignore[assignment]
+        self._bodies: dict[asyncio.Task[Any] | None, Lease] = {}
 
     def _extra(self) -> str:
         state = "locked" if self.locked() else f"unlocked, value:{self._value}"
@@ -45,12 +45,13 @@ class Semaphore(Waiting, _Semaphore):
 
     def _free(self) -> bool:
         # Those that are cancelled, and have yet to leave, keep nobody from overtaking them.
-        return self._value > 0 and all(waiter.cancelled() for waiter in self._waiters or ())
+        waiters = self._waiters
+        return self._value > 0 and (not waiters or all(waiter.cancelled() for waiter in waiters))
 
     async def acquire(self, timeout: float | None = None) -> Literal[True]:
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        if self._value > 0 and (not self._waiters or self._free()):
+        if self._free():
             self._value -= 1
         else:
             await self._wait_turn(timeout)
@@ -66,7 +67,7 @@ class Semaphore(Waiting, _Semaphore):
         self._value += 1
         if self._value > self._bound_value:
             self._bound_value = self._value
-        if self._waiters:
+        if self._waiters and self._value > 0:
             self._wake_up_next()
         return DONE
 
@@ -132,8 +133,8 @@ class Semaphore(Waiting, _Semaphore):
         await self.acquire()
         lease = Lease("the semaphore", None, None)
         task = current_task()
-        lease.outer = self._inside.get(task)
-        self._inside[task] = lease
+        lease.outer = self._bodies.get(task)
+        self._bodies[task] = lease
         return lease
 
     async def __aexit__(
@@ -144,10 +145,10 @@ class Semaphore(Waiting, _Semaphore):
     ) -> None:
         # Left by another task than entered (an exit stack, a fixture), it is one of the leases.
         task = current_task()
-        lease = self._inside.pop(task, None) or self._inside.popitem()[1]
+        lease = self._bodies.pop(task, None) or self._bodies.popitem()[1]
         lease.released = True
         if lease.outer is not None:
-            self._inside[task] = lease.outer
+            self._bodies[task] = lease.outer
         self.release()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from dsync.local import barriers, events, permits
+from dsync.local import barriers, buses, events, permits
 from dsync.names import tag
 from dsync.store import Arg, Bound, Call, Done, Inbox
 
@@ -35,7 +35,7 @@ class State(Protocol):
         ...
 
 
-TRANSITIONS = permits.TRANSITIONS | events.TRANSITIONS | barriers.TRANSITIONS
+TRANSITIONS = permits.TRANSITIONS | events.TRANSITIONS | barriers.TRANSITIONS | buses.TRANSITIONS
 
 
 class Memory:
@@ -56,6 +56,7 @@ class Memory:
             "permit": lambda: permits.Permits(self.send),
             "event": lambda: events.Signal(self.publish),
             "barrier": lambda: barriers.Gathering(self.send),
+            "bus": lambda: buses.Sequence(self.publish),
         }
         self.floor = 0  # above every fence of the records that were dropped
         self._steps = 0
@@ -123,6 +124,7 @@ class MemoryStore:
     def __init__(self, client_id: str, inbox: Inbox, namespace: str, name: str) -> None:
         self.client_id = client_id
         self.channel = ""
+        self.ordered = True
         self.listening = True
         self.born_asked = time.monotonic()
         self.inbox = inbox
@@ -147,6 +149,7 @@ class MemoryStore:
 
     def subscribe(self, channel: str) -> None:
         self.memory.listeners.setdefault(channel, {})[self.client_id] = self.inbox
+        self.inbox.tuned(channel, None)
 
     def unsubscribe(self, channel: str) -> None:
         listeners = self.memory.listeners.get(channel, {})

@@ -1,4 +1,4 @@
-"""What all of `dsync.local` shares: tasks that wait, the loop they wait on, answers that are known."""
+"""What `dsync.local` shares: waiting tasks, the loop they wait on, answers that are known."""
 
 import asyncio
 import sys
@@ -20,8 +20,9 @@ class Waiting:
 
     def _get_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
-        # At once, for two threads may come with a loop each.
-        if self.__dict__.setdefault("_loop", loop) is not loop:
+        if self._loop is None:
+            self.__dict__.setdefault("_loop", loop)  # of two threads, only one can be the first
+        if self._loop is not loop:
             raise RuntimeError(f"{self!r} is bound to a different event loop")
         return loop
 
@@ -75,7 +76,7 @@ class Known(int):
         return repr(bool(self))
 
 
-Reply.register(Known)
+Reply.register(Known)  # pyright: ignore[reportAttributeAccessIssue]
 YES, NO = cast("Reply[bool]", Known(True)), cast("Reply[bool]", Known(False))
 
 

@@ -28,14 +28,19 @@ def packed(*words: str | bytes | int) -> bytes:
     return data
 
 
-def words_of(command: Command) -> list[str]:
-    """The words of a command, whichever it is."""
-    if isinstance(command, bytes):
-        reader = hiredis.Reader(encoding="utf-8", errors="replace")
-        reader.feed(command)
-        unpacked: list[str] = reader.gets()
-        return unpacked
-    return [w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in command]
+def words_of(command: Command) -> list[str | bytes | int]:
+    """The words of a command, whichever it is, the first two as text."""
+    if not isinstance(command, bytes):
+        return list(command)
+    reader = hiredis.Reader()
+    reader.feed(command)
+    name, *rest = reader.gets()
+    return [name.decode(), *(word.decode() for word in rest[:1]), *rest[1:]]
+
+
+def text_of(word: str | bytes | int) -> str:
+    """A word as text, for messages."""
+    return word.decode(errors="replace") if isinstance(word, bytes) else str(word)
 
 
 class Refusal(Exception):
@@ -184,7 +189,7 @@ class Link:
             # This one command again, with the text.  Those behind it have overtaken it, which is
             # harmless: a token that was left in the meantime is refused.
             _, sha, *rest = words_of(call.command)
-            call.command = ("EVAL", TEXTS[sha], *rest)
+            call.command = ("EVAL", TEXTS[str(sha)], *rest)
             self._put(call)
         elif refusal.code in TRANSIENT and time.monotonic() < call.issued + self.outage_timeout:
             self.trouble = refusal

@@ -11,6 +11,7 @@ from typing import Any
 import redis.exceptions
 
 from dsync.redis.link import Link, Refusal, words_of
+from dsync.store import Call
 
 __all__ = ["PooledLink"]
 
@@ -53,7 +54,9 @@ class PooledLink(Link):
         self._greeted = False
         self._deaf = False  # refused our channel: waiters are served by asking
         self._pubsub: Any = None
-        self._tuned: set[str] = set()  # of the channels, those that we have subscribed to
+        # Of the channels, those that we have subscribed to, and those that the server has confirmed.
+        self._tuned: set[str] = set()
+        self._confirmed: set[str] = set()
 
     def _put(self, call: Any) -> None:
         self._backlog.append(call)
@@ -70,7 +73,7 @@ class PooledLink(Link):
         attempt = 0
         try:
             await asyncio.sleep(0)  # the rest of this tick comes along
-            while self._backlog:
+            while self._backlog or (self.channels != self._tuned and not self._deaf):
                 try:
                     if self._reader is None and not self._deaf:
                         await self._listen()
@@ -125,10 +128,21 @@ class PooledLink(Link):
         return list(replies)
 
     def subscribe(self, channel: str) -> None:
-        self.channels.add(channel)  # the next batch sees to it
+        self.channels.add(channel)
+        if self._deaf:
+            self._refuse(channel)
+        else:
+            self._start()
 
     def unsubscribe(self, channel: str) -> None:
         self.channels.discard(channel)
+        if self.channels != self._tuned:
+            self._start()
+
+    def _refuse(self, channel: str) -> None:
+        refusal = Refusal("NOPERM no permission to subscribe")
+        call = Call(("SUBSCRIBE", channel), lambda call: None, time.monotonic())
+        self.inbox.tuned(channel, self.explain(refusal, call))
 
     async def _tune(self) -> None:
         """Listen to what is wanted, and to nothing else."""
@@ -136,6 +150,7 @@ class PooledLink(Link):
             return
         new, old = self.channels - self._tuned, self._tuned - self.channels
         self._tuned = set(self.channels)
+        self._confirmed -= old
         if new:
             await self._pubsub.subscribe(*new)
         if old:
@@ -148,7 +163,7 @@ class PooledLink(Link):
     async def _listen(self) -> None:
         """Subscribe, and wait until it is confirmed."""
         self._pubsub = pubsub = self._client.pubsub()
-        self._tuned = set()
+        self._tuned, self._confirmed = set(), set()
         await pubsub.subscribe(self.channel)
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.get_running_loop().create_task(
@@ -158,6 +173,8 @@ class PooledLink(Link):
             await confirmed
         except redis.exceptions.NoPermissionError:
             self._deaf = True
+            for channel in self.channels:
+                self._refuse(channel)
 
     async def _read(self, pubsub: Any, confirmed: asyncio.Future[None]) -> None:
         try:
@@ -165,6 +182,10 @@ class PooledLink(Link):
                 try:
                     message = await pubsub.get_message(timeout=1.0)
                 except (redis.exceptions.RedisError, OSError) as exc:
+                    if confirmed.done() and isinstance(exc, redis.exceptions.NoPermissionError):
+                        for channel in self._tuned - self._confirmed:
+                            self._refuse(channel)
+                        continue
                     self.listening = False
                     if not confirmed.done():
                         confirmed.set_exception(exc)
@@ -177,7 +198,8 @@ class PooledLink(Link):
                     channel, data = _text(message["channel"]), message["data"]
                     if channel != self.channel:
                         if message["type"] == "subscribe":
-                            self.inbox.tuned(channel)
+                            self._confirmed.add(channel)
+                            self.inbox.tuned(channel, None)
                         else:
                             self.inbox.news(channel, _bytes(data))
                     elif message["type"] == "message":

@@ -6,7 +6,7 @@ from typing import Any
 
 from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
 from dsync.names import tag
-from dsync.redis.link import Link, Refusal, packed, words_of
+from dsync.redis.link import Link, Refusal, packed, text_of, words_of
 from dsync.redis.open import route_for
 from dsync.redis.pooled import PooledLink
 from dsync.redis.script import SCRIPTS, Script
@@ -40,6 +40,7 @@ class RedisStore:
             outage_timeout,
         )  # fmt: skip
         self.link: Link
+        self.ordered = self._route.dial is not None
         if self._route.dial is not None:
             self.link = Wire(self._route.dial, *common)
         else:
@@ -91,7 +92,7 @@ class RedisStore:
 
     def _explain(self, refusal: Refusal, call: Call) -> DsyncError:
         """What an error reply means to the one who called."""
-        words = words_of(call.command)
+        words = [text_of(word) for word in words_of(call.command)]
         what = words[3] if len(words) > 3 else words[0]
         where = f"Redis at {self.link.address}"
         if refusal.code in ("WRONGTYPE", "FOREIGN"):

@@ -188,6 +188,7 @@ class Wire(Link):
         self.channels.add(channel)
         if self._connection is not None:
             self._tune("SUBSCRIBE", channel)
+        # else with the next connection
 
     def unsubscribe(self, channel: str) -> None:
         self.channels.discard(channel)
@@ -195,10 +196,18 @@ class Wire(Link):
             self._tune("UNSUBSCRIBE", channel)
 
     def _tune(self, *command: str) -> None:
-        # Refused (an ACL without our channels): waiters are served by asking, once a second.
-        call = Call(command, lambda call: self._tuning.remove(call), time.monotonic())
+        call = Call(command, self._tuned, time.monotonic())
         self._tuning.append(call)
         self._send(call)
+
+    def _tuned(self, call: Call) -> None:
+        # Refused (an ACL without our channels): waiters are served by asking, once a second.
+        self._tuning.remove(call)
+        refused = call.reply if isinstance(call.reply, BaseException) else None
+        if call.command[0] == "SUBSCRIBE":
+            for channel in call.command[1:]:
+                if channel != self.channel:
+                    self.inbox.tuned(channel, refused)
 
     def _on_reply(self, reply: Any) -> None:
         if type(reply) is hiredis.PushNotification:

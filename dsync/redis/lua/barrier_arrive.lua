@@ -31,8 +31,16 @@ if passed then return {1, tonumber(passed), redis.call('ZCARD', arrivals), broke
 if refused(token) then return {-3, 0, redis.call('ZCARD', arrivals), broken, -1} end
 if broken == 1 then return {-1, 0, 0, 1, -1} end
 
+-- What has come is kept for a lease at least, but never longer than what says who is dead.
+local function keep()
+  if redis.call('PTTL', alive) < lease then redis.call('PEXPIRE', alive, 2 * lease) end
+  if redis.call('PTTL', arrivals) < lease then
+    redis.call('PEXPIRE', arrivals, redis.call('PTTL', alive))
+  end
+end
+
 redis.call('ZADD', alive, now + lease, process_of(token))
-if redis.call('PTTL', alive) < lease then redis.call('PEXPIRE', alive, 2 * lease) end
+keep()
 drop_dead()
 if redis.call('ZCARD', arrivals) == 0 and undrained() == 0 then agreed = parties end
 if parties ~= agreed then return {-2, agreed, redis.call('ZCARD', arrivals), 0, -1} end
@@ -40,10 +48,7 @@ if parties ~= agreed then return {-2, agreed, redis.call('ZCARD', arrivals), 0, 
 local ticket = math.max((tonumber(was[6]) or 0) + 1, us)
 local joined = redis.call('ZADD', arrivals, 'NX', ticket, token)
 write('parties', agreed, 'ticket', ticket)
--- Never longer than `alive`: without that nobody would see who is dead.
-if redis.call('PTTL', arrivals) < lease then
-  redis.call('PEXPIRE', arrivals, redis.call('PTTL', alive))
-end
+keep()
 passed = trip(token)
 local waiting = redis.call('ZCARD', arrivals)
 if passed then return {1, passed, waiting, 0, -1} end

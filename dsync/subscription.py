@@ -1,0 +1,269 @@
+"""Subscriptions: what one subscriber of a bus has yet to hear, in order and bounded."""
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from dsync.codec import Codec
+from dsync.errors import BadMessage, ClientClosed
+from dsync.pattern import literal, matcher
+
+if TYPE_CHECKING:
+    from dsync.hub import Hub
+
+__all__ = ["Callback", "Gap", "Listening", "Message", "Overflow", "Parcel", "Stream"]
+
+Overflow = Literal["drop_oldest", "drop_newest", "block"]
+# Called with the data of each message; what it returns is awaited if it can be.
+Callback = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What was triggered."""
+
+    event: str
+    data: Any
+    origin: str  # the client that triggered it: `label:host:pid:...`
+    sequence: int  # greater than that of every earlier message of the bus
+    is_local: bool  # whether this client did
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages were lost here: act as if you had missed any.
+
+    `missed`: how many, of all events of the bus where they were lost on the way to this process, of
+    this subscriber's where its queue overflowed; None where nobody knows.
+    """
+
+    missed: int | None
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A message as it came, not decoded yet: each subscriber gets data of its own."""
+
+    event: str
+    payload: bytes
+    origin: str
+    sequence: int
+    is_local: bool
+
+
+class Subscription:
+    """One subscriber.  Awaited, it is live: what is triggered afterwards reaches it."""
+
+    def __init__(
+        self, hub: "Hub", pattern: str, codec: Codec, maxsize: int, overflow: Overflow
+    ) -> None:
+        self.pattern = pattern
+        self.event = literal(pattern)  # the one that it wants, if there is but one
+        self.matches = matcher(pattern)
+        self.maxsize = maxsize
+        self.overflow = overflow
+        self.closed: BaseException | None = None  # why it hears no more
+        self._hub = hub
+        self._codec = codec
+        # Parcels, and a Gap wherever some were lost; never two Gaps side by side.
+        self._queue: deque[Parcel | Gap] = deque()
+        self._size = 0  # parcels in it
+
+    @property
+    def full(self) -> bool:
+        return self._size >= self.maxsize
+
+    def put(self, parcel: Parcel) -> None:
+        """Another message; where there is no room for it, somebody loses one."""
+        if self.full:
+            if self.overflow == "drop_newest":
+                self.put_gap(1)
+                return
+            self._drop_oldest()
+        self._queue.append(parcel)
+        self._size += 1
+        self._wake()
+
+    def put_gap(self, missed: int | None) -> None:
+        """Messages that may have been for it were lost."""
+        if self._queue and isinstance(self._queue[-1], Gap):
+            self._queue[-1] = _sum(self._queue[-1].missed, missed)
+        else:
+            self._queue.append(Gap(missed))
+        self._wake()
+
+    def _drop_oldest(self) -> None:
+        missed: int | None = 0
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, Parcel):
+                missed = _sum(missed, 1).missed
+                self._size -= 1
+                break
+            missed = _sum(missed, item.missed).missed
+        if self._queue and isinstance(self._queue[0], Gap):
+            self._queue[0] = _sum(missed, self._queue[0].missed)
+        else:
+            self._queue.appendleft(Gap(missed))
+
+    def _next(self) -> Message | Gap | None:
+        """What comes next, decoded; what cannot be is reported and skipped."""
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, Gap):
+                return item
+            was_full = self.full
+            self._size -= 1
+            if was_full and self.overflow == "block":
+                self._hub.resume()
+            try:
+                data = self._codec.loads(item.payload)
+            except Exception as error:
+                self._hub.report(
+                    BadMessage(
+                        f"{self._hub.what}: {self._codec.name} cannot decode the data of event "
+                        f"{item.event!r} from {item.origin} ({error}); it is skipped"
+                    )
+                )
+                continue
+            return Message(item.event, data, item.origin, item.sequence, item.is_local)
+        return None
+
+    def _wake(self) -> None:
+        """There is something in the queue, or there will never be again."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """It hears no more; what it has not heard yet is gone.  Cancelling twice is fine."""
+        self.close(asyncio.CancelledError())
+
+    def close(self, why: BaseException) -> None:
+        """Called by the hub as well."""
+        if self.closed is None:
+            self.closed = why
+            self._queue.clear()
+            self._size = 0
+            self._hub.remove(self)
+            self._wake()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from self._hub.live(self).__await__()
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        state = f"{self._size} queued" if self.closed is None else "cancelled"
+        cls = type(self)
+        return f"<{cls.__module__}.{cls.__qualname__} to {self.pattern!r} [{state}]>"
+
+
+class Stream(Subscription):
+    """Messages, and a Gap wherever some were lost, for `async for`.
+
+    Several tasks may iterate over it: each message goes to one of them.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._takers: deque[asyncio.Future[None]] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message | Gap:
+        while True:
+            item = self._next()
+            if item is not None:
+                return item
+            if isinstance(self.closed, asyncio.CancelledError):
+                raise StopAsyncIteration
+            if self.closed is not None:
+                raise self.closed
+            taker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            try:
+                await taker
+            except BaseException:
+                if taker.done() and not taker.cancelled():
+                    self._wake()  # it was woken for something, and will not take it
+                raise
+            finally:
+                if taker in self._takers:
+                    self._takers.remove(taker)
+
+    def _wake(self) -> None:
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                if self.closed is None:
+                    return
+
+
+class Listening(Subscription):
+    """A callback, called with each message's data, one after the other, in a task of its own."""
+
+    def __init__(
+        self, hub: "Hub", pattern: str, codec: Codec, maxsize: int, overflow: Overflow,
+        callback: Callback, once: bool, on_gap: Callable[[Gap], object] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(hub, pattern, codec, maxsize, overflow)
+        self.callback = callback
+        self._once = once
+        self._on_gap = on_gap
+        self._task: asyncio.Task[None] | None = None  # while there is something to be heard
+
+    def _wake(self) -> None:
+        if self.closed is not None:
+            # A callback that runs comes to its end, unless the whole client ends.
+            if self._task is not None and isinstance(self.closed, ClientClosed):
+                self._task.cancel()
+        elif self._task is None:
+            self._task = asyncio.get_running_loop().create_task(
+                self._listen(), name=f"dsync {self._hub.what}: {self.pattern}"
+            )
+
+    async def _listen(self) -> None:
+        while self.closed is None and (item := self._next()) is not None:
+            if isinstance(item, Gap):
+                await self._call(self._on_gap or self._hub.warn, item, "a gap")
+                continue
+            if self._once:
+                self.close(asyncio.CancelledError())
+            await self._call(self.callback, item.data, f"event {item.event!r}")
+            if not self._queue:
+                break
+            await asyncio.sleep(0)  # a callback that awaits nothing must not keep the loop
+        self._task = None
+
+    async def _call(self, callback: Callable[[Any], object], argument: Any, what: str) -> None:
+        try:
+            result = callback(argument)
+            if inspect.isawaitable(result):
+                await _awaited(result)
+        except Exception as error:
+            name = getattr(callback, "__qualname__", repr(callback))
+            error.add_note(f"dsync: raised by {name} on {what} of {self._hub.what}")
+            self._hub.report(error)
+
+
+async def _awaited(result: Awaitable[object]) -> None:
+    await result
+
+
+def _sum(one: int | None, other: int | None) -> Gap:
+    return Gap(None if one is None or other is None else one + other)
