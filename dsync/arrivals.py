@@ -81,9 +81,9 @@ class Arrivals:
         timer = None
         if timeout:
             timer = loop.call_later(timeout, self._time_out, party, timeout)
-        if not self._changes:
-            self._send(party)
         try:
+            if not self._changes:
+                self._send(party)
             return await party.future
         finally:
             if timer is not None:

@@ -232,7 +232,7 @@ class Client:
             lock = Lock(self._cohort("condition", name, 1, fences=True), name, terms)
         elif not isinstance(lock, Lock):
             raise TypeError(f"lock must be a Lock of this client, got {lock!r}")
-        elif getattr(lock._cohort, "client", None) is not self:
+        elif getattr(getattr(lock, "_cohort", None), "client", None) is not self:
             raise ValueError(f"lock must be a Lock of this client, got another's: {lock!r}")
         elif terms != DEFAULT_TERMS:
             raise TypeError("give lease and the like to the lock, not to a condition over it")

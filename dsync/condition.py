@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Literal, TypeVar
 
 from dsync.arguments import checked_seconds
-from dsync.cohort import Cohort
 from dsync.errors import LeaseLost, NotHeld, WaitTimeout
 from dsync.lease import Lease
 from dsync.line import DONE, Sleeper
@@ -41,9 +40,7 @@ class Condition:
     """
 
     def __init__(self, lock: Lock, name: str) -> None:
-        cohort = lock._cohort
-        assert isinstance(cohort, Cohort)
-        self._sleepers = cohort.sleepers
+        self._sleepers = lock._cohort.sleepers
         self._plain = plain(name)  # as its queue is called in the store
         self._lock = lock
         self.name = name
@@ -129,7 +126,10 @@ class Condition:
                 if left <= 0:
                     self._lease("cannot wait on un-acquired lock")
                     raise self._too_late(timeout)
-            await self.wait(left)
+            try:
+                await self.wait(left)
+            except WaitTimeout:
+                pass  # a last look
         return result
 
     def notify(self, n: int = 1) -> Reply[None]:

@@ -13,7 +13,6 @@ from dsync.store import Call
 
 if TYPE_CHECKING:
     from dsync.cohort import Cohort
-    from dsync.local.cohort import LocalCohort
 
 __all__ = ["Holding", "checked_terms"]
 
@@ -48,7 +47,7 @@ class Holding:
     One object may be shared by all tasks of a process, as in asyncio.
     """
 
-    def __init__(self, cohort: "Cohort | LocalCohort", name: str, terms: Terms) -> None:
+    def __init__(self, cohort: "Cohort", name: str, terms: Terms) -> None:
         self._cohort = cohort
         self._terms = terms
         self.name = name

@@ -88,8 +88,6 @@ class Line:
     lease ends (`give_back`).
     """
 
-    counts_waking = False  # whether `_woken` wants to be called
-
     def __init__(self, what: str) -> None:
         self.what = what  # for messages: "lock 'invoices'"
         # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
@@ -118,8 +116,6 @@ class Line:
             finally:
                 if timer is not None:
                     timer.cancel()
-                if self.counts_waking:
-                    self._woken(waiter)
             assert lease is not None
             if lease.held:
                 return lease
@@ -157,9 +153,6 @@ class Line:
 
     def _left(self, waiter: Waiter) -> None:
         raise NotImplementedError
-
-    def _woken(self, waiter: Waiter) -> None:
-        """Its task runs again, whatever came of the wait."""
 
     def _next_waiter(self) -> Waiter | None:
         while self.waiters:

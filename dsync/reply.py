@@ -78,7 +78,11 @@ class Reply(Coroutine[Any, Any, T]):
         """As a coroutine: its next step."""
         if self._steps is None:
             self._steps = self.__await__()
-        return self._steps.send(value)
+        try:
+            return self._steps.send(value)
+        except BaseException:
+            self._steps = None  # at its end; it may be awaited again
+            raise
 
     def throw(self, *exc: Any) -> Any:
         """As a coroutine: an exception at the point where it waits."""

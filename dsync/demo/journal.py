@@ -24,11 +24,13 @@ class Event:
     """Something that happened.
 
     `what` is one of
-        ready, failed                       a worker has begun; has given up
+        ready, through, failed              a worker waits at the gate; is through; has given up
         entered, left, lost                 a hold: it is ours; is about to be released; was lost
         lingers                             a hold that takes long, as ordered
         writing, written                    within a hold of the ledger
-        set up, killed, stopped, continued  by the director: its terms; what it did to a worker
+        done                                the work on an item that was taken from the queue
+        set up, opened                      by the director: its terms; it opens the gate
+        killed, stopped, continued          by the director: what it did to a worker
         ended, summed up                    by the director: a worker is gone; the last figures
     """
 

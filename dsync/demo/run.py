@@ -14,7 +14,7 @@ from dsync.demo.journal import DIRECTOR, Journal, Journals
 from dsync.demo.scene import Scene
 from dsync.demo.upstream import Upstream
 from dsync.demo.view import View, view_for
-from dsync.demo.worker import LEASE, SLOTS, UPSTREAM_CAP
+from dsync.demo.worker import GATE, LEASE, QUEUE_SIZE, SLOTS, UPSTREAM_CAP
 from dsync.redis.store import RedisStore
 
 __all__ = ["NoServer", "perform"]
@@ -22,6 +22,7 @@ __all__ = ["NoServer", "perform"]
 FOR_EVER = 3600.0
 PATIENCE = 10.0  # seconds to wait for what should happen at once
 REDRAW = 0.2  # seconds
+RUN_UP = 0.5  # seconds from the opening of the gate to the kill, at least
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,12 +48,13 @@ async def perform(
         stack.callback(journal.close)
         journal.note(
             "set up", workers=workers, own=own,
-            lease=LEASE, slots=SLOTS, cap=UPSTREAM_CAP,
+            lease=LEASE, slots=SLOTS, cap=UPSTREAM_CAP, size=QUEUE_SIZE,
         )  # fmt: skip
         upstream = await stack.enter_async_context(Upstream(directory / "upstream"))
         before = await _commands(client)
         crew = Crew(directory, url, client.namespace, journal)
-        play = Play(crew, Journals(directory), workers, seconds)
+        gate = client.event(GATE, ttl=FOR_EVER)  # somebody else's server is not to keep it
+        play = Play(crew, journal, Journals(directory), gate, workers, seconds)
         where = "an embedded Valkey" if own else "your server"
         count = "1 process" if workers == 1 else f"{workers} processes"
         title = f"dsync demo: {count} on {where}, leases of {LEASE:g} s."
@@ -69,10 +71,20 @@ async def perform(
 class Play:
     """The scenes, in order."""
 
-    def __init__(self, crew: Crew, journals: Journals, workers: int, seconds: float) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        journal: Journal,
+        journals: Journals,
+        gate: dsync.Event,
+        workers: int,
+        seconds: float,
+    ) -> None:
         self.scene = Scene()
         self._crew = crew
+        self._journal = journal
         self._journals = journals
+        self._gate = gate
         self._workers = workers
         self._seconds = seconds
 
@@ -97,7 +109,9 @@ class Play:
         for _ in range(self._workers):
             await self._crew.add()
         await self._comes_true(lambda: len(self.scene.workers) >= self._workers)
-        await asyncio.sleep(started + self._seconds * 0.2 - loop.time())
+        self._journal.note("opened")
+        await self._gate.set()
+        await asyncio.sleep(max(started + self._seconds * 0.2 - loop.time(), RUN_UP))
         await self._kill_a_holder()
         await asyncio.sleep(started + self._seconds * 0.6 - loop.time())
         await self._stop_a_holder()

@@ -7,7 +7,7 @@ from dsync.demo.journal import DIRECTOR, Event
 
 __all__ = ["KINDS", "Scene", "Sight"]
 
-KINDS = ("ledger", "slots", "upstream")
+KINDS = ("ledger", "slots", "upstream", "queue")
 
 
 @dataclass(slots=True)
@@ -70,6 +70,8 @@ class Scene:
             self._tell(event, f"worker {event.worker} has the lock, {waited:.2f} s after the kill")
 
     def _directed(self, event: Event) -> None:
+        if event.what == "opened":
+            self._tell(event, f"the gate opens: {len(self.workers)} workers wait for that event")
         sight = self.workers.get(event["whom"]) if event.what in VERBS else None
         if sight is None:
             return

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dsync.demo.items import Queue
 from dsync.demo.journal import DIRECTOR, Event, Journals
 from dsync.demo.ledger import Ledger
 
@@ -59,6 +60,9 @@ class Story:
         self.director: dict[str, Event] = {}  # what it did once
         self.ended: dict[int, Event] = {}  # worker -> how
         self.failed: dict[int, Event] = {}
+        self.ready: dict[int, Event] = {}
+        self.through: dict[int, Event] = {}  # ... the gate
+        self.done: list[str] = []  # items of the queue
         self.holds: dict[str, list[Hold]] = defaultdict(list)  # of what -> in order of entering
         self._read(sorted(events, key=lambda event: event.at))
         for hold in [hold for holds in self.holds.values() for hold in holds]:
@@ -72,8 +76,10 @@ class Story:
                 self.holds[event.of].append(hold)
             if event.hold and (event.worker, event.hold) in holds:
                 holds[event.worker, event.hold].notes[event.what] = event
-            elif event.what == "failed":
-                self.failed[event.worker] = event
+            elif event.what in ("failed", "ready", "through"):
+                getattr(self, event.what)[event.worker] = event
+            elif event.what == "done":
+                self.done.append(event["item"])
             elif event.worker == DIRECTOR and event.what == "ended":
                 self.ended[event["whom"]] = event
             elif event.worker == DIRECTOR:
@@ -109,33 +115,63 @@ def verify(directory: Path) -> list[Promise]:
     set_up = story.happened("set up")
     terms: dict[str, Any] = set_up.more if set_up else {}
     ledger = Ledger(directory / "ledger").read()
-    return list(_promises(story, terms, ledger))
+    queue = Queue(directory / "queue")
+    promises = list(_promises(story, terms, ledger, queue))
+    queue.close()
+    return promises
 
 
-def _promises(story: Story, terms: dict[str, Any], ledger: int) -> Iterator[Promise]:
+def _promises(story: Story, terms: dict[str, Any], ledger: int, queue: Queue) -> Iterator[Promise]:
     holds = story.holds["ledger"]
+    yield _gate(story)
     yield _exclusion(holds)
     yield _fences(holds)
     yield _ledger(holds, ledger)
     yield _slots(story.holds["slots"], terms.get("slots", 0))
     yield _upstream(story, terms.get("cap", 0))
+    yield _queue(story, queue, terms.get("size", 0))
+    yield _waking(story.holds["queue"])
     yield _hand_over(story, holds, terms.get("lease", 0.0))
     yield _stopped(story, holds)
     yield _commands(story, bool(terms.get("own")))
     yield _endings(story, terms.get("workers", 0))
 
 
+def _gate(story: Story) -> Promise:
+    text = "one set() starts all, and none before"
+    opened = story.happened("opened")
+    if opened is None:
+        return Promise(text, "the gate was never opened", None)
+    waited = [number for number, event in story.ready.items() if event.at < opened.at]
+    woken = [story.through[number].at for number in waited if number in story.through]
+    began = [event.at for event in story.through.values()]
+    began += [hold.starts for holds in story.holds.values() for hold in holds]
+    early = sum(at < opened.at for at in began)
+    last = f" in {1000 * (max(woken) - opened.at):.0f} ms" if woken else ""
+    measured = f"{len(woken)} of {len(waited)} woken{last}, {early} early"
+    return Promise(text, measured, _kept(waited, len(woken) == len(waited) and not early))
+
+
 def _exclusion(holds: list[Hold]) -> Promise:
-    overlaps, busy_until = 0, -math.inf
-    for hold in holds:
-        overlaps += hold.starts < busy_until
-        busy_until = max(busy_until, hold.ends)
+    overlaps = _overlaps(holds)
     measured = f"{len(holds)} holds, {overlaps} overlaps"
     return Promise("the lock has one holder at a time", measured, _kept(holds, not overlaps))
 
 
+def _overlaps(holds: list[Hold]) -> int:
+    overlaps, busy_until = 0, -math.inf
+    for hold in holds:
+        overlaps += hold.starts < busy_until
+        busy_until = max(busy_until, hold.ends)
+    return overlaps
+
+
+def _out_of_order(holds: list[Hold]) -> int:
+    return sum(after.fence <= before.fence for before, after in pairwise(holds))
+
+
 def _fences(holds: list[Hold]) -> Promise:
-    stale = sum(after.fence <= before.fence for before, after in pairwise(holds))
+    stale = _out_of_order(holds)
     measured = f"{len(holds)} fences, {stale} out of order"
     return Promise("each hold has a greater fence", measured, _kept(holds, not stale))
 
@@ -171,6 +207,34 @@ def _upstream(story: Story, cap: int) -> Promise:
         return Promise(text, "it was never called", None)
     most, calls = summed_up["most"], summed_up["calls"]
     return Promise(text, f"it counted {most}, {calls} calls", most <= cap)
+
+
+def _queue(story: Story, queue: Queue, size: int) -> Promise:
+    """What was put is done or still there; what a killed worker had in its hands went with it."""
+    text = f"the queue of {size} loses nothing"
+    waiting = len(queue)
+    killed = story.happened("killed")
+    victim = killed["whom"] if killed else None
+    twice = len(story.done) - len(set(story.done))
+    missing = queue.put_by.keys() - set(story.done) - set(queue.items)
+    gone = [item for item in missing if queue.taken_by.get(item) == victim]
+    lost = len(missing) - len(gone[:1])
+    strange = len(set(story.done) - queue.put_by.keys())
+    measured = f"{len(queue.put_by)} put, {len(story.done)} done, {waiting} left, {lost} lost"
+    if gone:
+        measured += f", {len(gone)} killed with {victim}"
+    if twice or strange:
+        measured += f", {twice + strange} too many"
+    kept = not (lost or twice or strange) and queue.most <= size
+    return Promise(text, measured, _kept(list(queue.put_by), kept))
+
+
+def _waking(holds: list[Hold]) -> Promise:
+    """Whoever returns from a wait holds the lock: until its release nobody else does."""
+    woken = [hold for hold in holds if hold.notes["entered"]["woken"]]
+    bad = _overlaps(holds) + _out_of_order(holds)
+    measured = f"{len(woken)} wake-ups, {bad} without it"
+    return Promise("who is notified wakes with the lock", measured, _kept(woken, not bad))
 
 
 def _hand_over(story: Story, holds: list[Hold], lease: float) -> Promise:

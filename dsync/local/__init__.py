@@ -11,7 +11,8 @@ through the years, on every Python.
 from dsync.local.barrier import Barrier
 from dsync.local.condition import Condition
 from dsync.local.event import Event
+from dsync.local.event_bus import EventBus
 from dsync.local.lock import Lock
 from dsync.local.semaphore import BoundedSemaphore, Semaphore
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Semaphore"]
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "EventBus", "Lock", "Semaphore"]

@@ -62,14 +62,13 @@ class Condition(Waiting, _Condition):
         return YES if locked else NO
 
     async def _acquire_foreign(self, timeout: float) -> None:
-        late = AcquireTimeout(f"the lock was not free within {timeout:g} s; nothing is held")
-        if timeout == 0 and self._lock.locked():
-            raise late
         try:
-            async with asyncio.timeout(timeout or None):
+            async with asyncio.timeout(timeout):
                 await self._lock.acquire()
         except TimeoutError:
-            raise late from None
+            raise AcquireTimeout(
+                f"the lock was not free within {timeout:g} s; nothing is held"
+            ) from None
 
     async def __aenter__(self) -> Lease:
         """Acquire the lock; a lock of another kind than ours has no lease to give (None)."""
@@ -94,8 +93,7 @@ class Condition(Waiting, _Condition):
     async def wait(self, timeout: float | None = None) -> Literal[True]:
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        if not self._lock.locked():
-            raise NotHeld("cannot wait on un-acquired lock")
+        self._check_held("cannot wait on un-acquired lock")
         waiter = self._waiter(timeout)
         self._lock.release()
         try:
@@ -135,23 +133,21 @@ class Condition(Waiting, _Condition):
         ends = None
         if timeout is not None:
             ends = time.monotonic() + checked_seconds("timeout", timeout)
-        result = predicate()
-        while not result:
+        while not (result := predicate()):
+            if ends is None:
+                await self.wait()
+                continue
+            if (left := ends - time.monotonic()) <= 0:
+                self._check_held("cannot wait on un-acquired lock")
+                raise WaitTimeout(f"the predicate was not true within {timeout:g} s")
             try:
-                await self.wait(None if ends is None else max(ends - time.monotonic(), 0))
+                await self.wait(left)
             except WaitTimeout:
-                # Somebody may have changed it, and not have notified this task.
-                if not (result := predicate()):
-                    raise WaitTimeout(
-                        f"the predicate was not true within {timeout:g} s; the lock is held"
-                    ) from None
-            else:
-                result = predicate()
+                pass  # it may have become true, and nobody has notified this task
         return result
 
     def notify(self, n: int = 1) -> Reply[None]:
-        if not self._lock.locked():
-            raise NotHeld("cannot notify on un-acquired lock")
+        self._check_held("cannot notify on un-acquired lock")
         self._notify(n)
         return DONE
 
@@ -164,3 +160,10 @@ class Condition(Waiting, _Condition):
                 break
             if wake(waiter):
                 n -= 1
+
+    def _check_held(self, text: str) -> None:
+        lock = self._lock
+        if isinstance(lock, Lock) and (lost := lock._loss()):
+            raise lost.error()
+        if not lock.locked():
+            raise NotHeld(text)

@@ -60,8 +60,10 @@ class Lock(Waiting, _Lock):
         return bool(self._free() and await self.acquire())
 
     def release(self) -> Reply[None]:
-        if self._lost:
-            self._tell_loss()
+        if self._lost and (lost := self._loss()):
+            if lost.owner is None:  # else the end of its `async with` tells, too
+                del self._lost[current_task()]
+            raise lost.error()
         if not self._locked:
             raise NotHeld("Lock is not acquired.")
         self._locked = False
@@ -115,7 +117,7 @@ class Lock(Waiting, _Lock):
 
     @property
     def lease(self) -> Lease | None:
-        if self._lost and (lost := self._lost.get(current_task())):
+        if lost := self._loss():
             return lost
         if self._locked and self._lease is None:
             self._lease = Lease("the lock", None, self._fence)
@@ -123,7 +125,7 @@ class Lock(Waiting, _Lock):
 
     @property
     def fence(self) -> int:
-        if self._lost and (lost := self._lost.get(current_task())):
+        if lost := self._loss():
             raise lost.error()
         if not self._locked:
             raise NotHeld("Lock is not acquired: it has no fence.")
@@ -180,12 +182,6 @@ class Lock(Waiting, _Lock):
         lease.lose("it was taken away by force_release()")
         return True
 
-    def _tell_loss(self) -> None:
-        """Raise it to the task that held, whoever holds now."""
-        assert self._lost is not None
-        task = current_task()
-        if (lease := self._lost.get(task)) is None:
-            return
-        if lease.owner is None:  # else the end of its `async with` tells, too
-            del self._lost[task]
-        raise lease.error()
+    def _loss(self) -> Lease | None:
+        """What was taken away from this task, and neither its release nor its body has told it."""
+        return self._lost.get(current_task()) if self._lost else None

@@ -143,12 +143,13 @@ class Semaphore(Waiting, _Semaphore):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Left by another task than entered (an exit stack, a fixture), it is one of the leases.
         task = current_task()
-        lease = self._bodies.pop(task, None) or self._bodies.popitem()[1]
-        lease.released = True
-        if lease.outer is not None:
-            self._bodies[task] = lease.outer
+        if task not in self._bodies:  # left by another task than entered: an exit stack, a fixture
+            task = next(iter(self._bodies), None)
+        if lease := self._bodies.pop(task, None):
+            lease.released = True
+            if lease.outer is not None:
+                self._bodies[task] = lease.outer
         self.release()
 
 

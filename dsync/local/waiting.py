@@ -81,19 +81,23 @@ YES, NO = cast("Reply[bool]", Known(True)), cast("Reply[bool]", Known(False))
 
 
 if sys.version_info >= (3, 12):
-    _find_task = asyncio.current_task
+    _current_task = asyncio.current_task
+
+    def current_task() -> "asyncio.Task[Any] | None":
+        """The task that runs; None outside of tasks and of loops, where locks work as well."""
+        try:
+            return _current_task()
+        except RuntimeError:
+            return None
+
 else:
     # There it is written in Python, and takes longer than the rest of an acquire.
     _running_loop = asyncio.get_running_loop
-    _tasks_of: dict[Any, asyncio.Task[Any]] = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
+    _current_tasks: dict[Any, asyncio.Task[Any]] = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
 
-    def _find_task() -> "asyncio.Task[Any] | None":
-        return _tasks_of.get(_running_loop())
-
-
-def current_task() -> "asyncio.Task[Any] | None":
-    """The task that runs; None outside of tasks and loops, where asyncio's locks work as well."""
-    try:
-        return _find_task()
-    except RuntimeError:
-        return None
+    def current_task() -> "asyncio.Task[Any] | None":
+        """The task that runs; None outside of tasks and of loops, where locks work as well."""
+        try:
+            return _current_tasks.get(_running_loop())
+        except RuntimeError:
+            return None
