@@ -16,8 +16,8 @@ from dsync.server import Server
 
 # In the order in which they are run and reported.
 MODULES = (
-    "cycles", "one_lock", "hand_over", "waiting", "renewing", "semaphore", "crash", "local_lock",
-    "imports",
+    "cycles", "one_lock", "hand_over", "waiting", "renewing", "semaphore", "event", "condition",
+    "crash", "local", "imports",
 )  # fmt: skip
 
 EPILOG = """\

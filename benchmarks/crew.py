@@ -34,13 +34,17 @@ class Crew:
         """The starting signal: the window opens shortly, when all have run up."""
         start = time.monotonic() + RUN_UP
         window = Window(start, start + seconds)
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(window).encode() + b"\n")
+        self.say(window)
         return window
 
+    def say(self, what: object) -> None:
+        """Something that all of them `hear()`."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(what).encode() + b"\n")
+
     async def results(self) -> list[Any]:
-        """What each of them found out, once all have."""
+        """What each of them found out, or has said, once all have."""
         return [await _line(process) for process in self.processes]
 
 

@@ -29,7 +29,7 @@ class Pushes:
     def news(self, channel: str, payload: bytes) -> None:
         self._on_push(payload.split(b" "))
 
-    def tuned(self, channel: str) -> None:
+    def tuned(self, channel: str, refused: BaseException | None) -> None:
         pass
 
     def gap(self) -> None:

@@ -41,6 +41,11 @@ class Rig:
         stats = self._admin.info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in SENT)
 
+    def publishes(self) -> int:
+        """How often something has been published so far, by clients and inside scripts."""
+        stats = self._admin.info("commandstats")
+        return int(stats.get("cmdstat_publish", {"calls": 0})["calls"])
+
     def connections(self) -> int:
         return len(self._admin.client_list())
 

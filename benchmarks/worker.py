@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 import time
+from typing import Any
 
 from benchmarks.crew import Window
 
@@ -21,11 +22,19 @@ class Member:
 
     async def signal(self) -> Window:
         """Say that we are ready, and wait for the starting signal."""
-        print("true", flush=True)
+        self.say(True)
+        return Window(*await self.hear())
+
+    def say(self, what: object) -> None:
+        """To the one who started us, among the results."""
+        print(json.dumps(what), flush=True)
+
+    async def hear(self) -> Any:
+        """What the one who started us says next."""
         line = await asyncio.to_thread(sys.stdin.readline)
         if not line:
             raise SystemExit("the one who started us is gone")
-        return Window(*json.loads(line))
+        return json.loads(line)
 
     async def opening(self, window: Window) -> None:
         """Wait until the window opens."""

@@ -160,6 +160,7 @@ class Arrivals:
         if code == 1:
             self._pass(party, number)
         elif code == 0:
+            self._beat_by(ms)
             self._joined(party, new=number == 1)
         elif code == -2:
             self._refuse(
@@ -171,9 +172,6 @@ class Arrivals:
             )
         else:
             self._refuse(party, self._broken_error("Barrier aborted" if code == -1 else ""))
-        if self.parties:
-            third = int(self._lease * 1000 / 3)
-            self._beat.start(min(ms, third) if ms > 0 else third)
 
     def _joined(self, party: Party, new: bool) -> None:
         """It waits."""
@@ -281,6 +279,11 @@ class Arrivals:
 
     # -- time ------------------------------------------------------------------------------------
 
+    def _beat_by(self, ms: int) -> None:
+        """Ask again at the next beat, three times in a lease, or in so many ms (if > 0)."""
+        third = max(int(self._lease * 1000 / 3), 1)
+        self._beat.start(min(ms, third) if ms > 0 else third)
+
     def _keep_places(self, missed: bool) -> None:
         """Keep our arrivals good, and let the next generation pass if the one before has died.
 
@@ -288,11 +291,15 @@ class Arrivals:
         that a lost message costs each of them something, but never for ever.
         """
         waiting = self._waiting()
-        if missed:
-            self.ask_all()
-        if missed or self._changes or not waiting:
+        if not waiting:
             return
         self._lease = max(party.lease for party in waiting)
+        # Whatever becomes of the questions: the one who asks may pass before it is answered.
+        self._beat_by(-1)
+        if missed:
+            self.ask_all()
+        if missed or self._changes:
+            return
         self._turn += 1
         for party in {id(p): p for p in (waiting[0], waiting[self._turn % len(waiting)])}.values():
             if not party.asking:

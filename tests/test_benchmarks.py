@@ -38,6 +38,20 @@ def test_a_run_prints_ratios_first_and_writes_them_as_json(tmp_path: Path):
     assert report["rounds"]["uncontended"][0]["dsync"]["cycles/s"] > 0
 
 
+def test_event_and_condition_are_measured_against_floors_without_them():
+    done = run("--seconds", "0.2", "--rounds", "1", "event", "condition")
+    assert done.returncode == 0, done.stderr
+    for ratio, goal in {
+        "p50 of a trip, dsync ÷ message": "≤ 2.5",
+        "commands per trip": "≤ 3",
+        "set until the last runs, dsync ÷ floor": "≤ 3",
+        "PUBLISHes per change": "≤ 1",
+    }.items():
+        line = next(line for line in done.stdout.splitlines() if ratio in line)
+        assert goal in line
+        assert float(line.partition(ratio)[2].split()[0]) > 0
+
+
 def test_list_says_what_there_is():
     done = run("--list")
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dsync.demo.__main__ import main as demo_module
+from dsync.demo.items import Queue, Stale
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +89,8 @@ def test_a_run_keeps_every_promise():
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr == ""
     said = run.stdout
+    woken, waited, _, early = figures(said, "none before")
+    assert (woken, waited, early) == (4, 4, 0)
     holds, overlaps = figures(said, "one holder at a time")
     assert (holds > 50, overlaps) == (True, 0)
     assert figures(said, "a greater fence") == [holds, 0]
@@ -95,6 +98,10 @@ def test_a_run_keeps_every_promise():
     assert holds - 2 <= updates == total  # all but the killed and the overslept one
     assert figures(said, "slots are taken")[0] == 3
     assert figures(said, "calls upstream at once")[0] == 4
+    put, done, left, lost, *_ = figures(said, "loses nothing")
+    assert (done > 50, lost, 0 <= put - done - left <= 1) == (True, 0, True)
+    wake_ups, without = figures(said, "wakes with the lock")
+    assert (wake_ups > 10, without) == (True, 0)
     waited, victim, heir, lease = figures(said, "lock passes on in 2 s")
     assert victim != heir
     assert waited <= lease + 0.5
@@ -127,6 +134,24 @@ def test_workers_end_when_the_demo_is_killed_even_one_that_stands_still():
             time.sleep(0.01)
         process.kill()
         assert all_gone(workers, within=10)
+
+
+def test_a_worker_at_the_gate_ends_when_the_demo_is_gone(server_url: str, tmp_path: Path):
+    command = [sys.executable, "-m", "dsync.demo", "worker", "1", str(tmp_path), tmp_path.name]
+    environ = os.environ | {"DSYNC_URL": server_url}
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.PIPE) as worker:
+        try:
+            journal = tmp_path / "1.jsonl"
+            until = time.monotonic() + 10
+            while not (journal.exists() and journal.read_text()):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert worker.stdin
+            worker.stdin.close()
+            assert worker.wait(10) == 0
+            assert '"through"' not in journal.read_text()
+        finally:
+            worker.kill()
 
 
 def test_an_unreachable_server_is_named_and_exits_with_2():
@@ -164,13 +189,19 @@ class Evidence:
     """Journals of a run that never was: every promise kept, until a test says otherwise.
 
     Worker 1 is killed at 3.0 over its hold of the ledger, and worker 2 follows at 4.4.  Worker 2 is
-    stopped from 6.0 to 8.0 over its second hold, and worker 3 follows at 7.5.
+    stopped from 6.0 to 8.0 over its second hold, and worker 3 follows at 7.5.  Worker 1 is killed
+    with an item of the queue in its hands.
     """
 
     def __init__(self) -> None:
         self.total = 3
         self.journals: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: [], 3: []}
-        self.note(0, 0.0, "set up", workers=2, lease=1.5, slots=3, cap=4, own=True)
+        self.queue: list[tuple[int, int, str, str]] = []  # fence, worker, what it did, item
+        self.note(0, 0.0, "set up", workers=2, lease=1.5, slots=3, cap=4, size=2, own=True)
+        for number, at in ((1, 0.4), (2, 0.5), (3, 3.5)):
+            self.note(number, at, "ready", pid=100 + number)
+            self.note(number, max(at, 0.7), "through")
+        self.note(0, 0.6, "opened")
         self.ledger(1, 1, 1.0, 1.5, fence=10, read=0)
         self.note(1, 2.0, "entered", "ledger", 2, fence=20)
         self.note(0, 3.0, "killed", whom=1, pid=101)
@@ -183,9 +214,15 @@ class Evidence:
         self.note(2, 8.1, "lost", "ledger", 2)
         for number in (1, 2, 3):
             self.slot(3, 10 + number, 1.0, 2.0)
+        self.turn(1, 21, 1.0, 100, "put", "1.1")
+        self.turn(2, 21, 1.2, 110, "take", "1.1", woken=True)
+        self.note(2, 1.3, "done", "queue", item="1.1")
+        self.turn(1, 22, 1.4, 120, "put", "1.2")
+        self.turn(1, 23, 1.6, 130, "take", "1.2")
+        self.turn(3, 21, 5.0, 140, "put", "3.1")
         self.note(0, 9.0, "ended", whom=2, code=0, words="")
         self.note(0, 9.0, "ended", whom=3, code=0, words="")
-        self.note(0, 9.1, "summed up", most=4, calls=7, commands=16)
+        self.note(0, 9.1, "summed up", most=4, calls=7, commands=26)
 
     def note(
         self, by: int, at: float, what: str, of: str = "", hold: int = 0, **more: Any
@@ -204,6 +241,14 @@ class Evidence:
         self.note(by, since, "entered", "slots", hold)
         self.note(by, until, "left", "slots", hold)
 
+    def turn(
+        self, by: int, hold: int, at: float, fence: int, verb: str, item: str, woken: bool = False
+    ) -> None:
+        """With the queue."""
+        self.note(by, at, "entered", "queue", hold, fence=fence, woken=woken)
+        self.note(by, at + 0.01, "left", "queue", hold)
+        self.queue.append((fence, by, verb, item))
+
     def find(self, by: int, what: str, hold: int = 0) -> dict[str, Any]:
         return next(e for e in self.journals[by] if (e["what"], e["hold"]) == (what, hold))
 
@@ -215,7 +260,43 @@ class Evidence:
             lines = "".join(json.dumps(entry) + "\n" for entry in entries)
             (directory / f"{number}.jsonl").write_text(lines)
         (directory / "ledger").write_text(f"{self.total}\n")
+        lines = "".join(json.dumps(line) + "\n" for line in sorted(self.queue))
+        (directory / "queue").write_text(lines)
         return demo_module(["verify", str(directory)])
+
+
+def one_begins_before_the_gate_opens(e: Evidence) -> None:
+    e.find(1, "through")["at"] = 0.59
+
+
+def one_is_not_woken(e: Evidence) -> None:
+    e.drop(2, "through")
+
+
+def an_item_is_lost(e: Evidence) -> None:
+    e.drop(2, "done")
+
+
+def an_item_is_done_twice(e: Evidence) -> None:
+    e.note(3, 5.5, "done", "queue", item="1.1")
+
+
+def the_killed_one_takes_two_items_along(e: Evidence) -> None:
+    e.turn(1, 24, 2.0, 131, "put", "1.3")
+    e.turn(1, 25, 2.1, 132, "take", "1.3")
+
+
+def the_queue_overflows(e: Evidence) -> None:
+    e.turn(3, 22, 5.1, 150, "put", "3.2")
+    e.turn(3, 23, 5.2, 160, "put", "3.3")
+
+
+def one_wakes_while_another_holds(e: Evidence) -> None:
+    e.find(2, "entered", 21)["at"] = 1.009
+
+
+def one_wakes_with_the_fence_of_another(e: Evidence) -> None:
+    e.find(2, "entered", 21)["fence"] = 100
 
 
 def two_hold_at_once(e: Evidence) -> None:
@@ -264,7 +345,7 @@ def who_overslept_is_not_told(e: Evidence) -> None:
 
 
 def holds_cost_too_much(e: Evidence) -> None:
-    e.find(0, "summed up")["commands"] = 25
+    e.find(0, "summed up")["commands"] = 40
 
 
 def a_worker_fails(e: Evidence) -> None:
@@ -277,6 +358,14 @@ def a_worker_had_to_be_killed(e: Evidence) -> None:
 
 
 BREACHES: list[tuple[Callable[[Evidence], None], str]] = [
+    (one_begins_before_the_gate_opens, "none before"),
+    (one_is_not_woken, "none before"),
+    (an_item_is_lost, "loses nothing"),
+    (an_item_is_done_twice, "loses nothing"),
+    (the_killed_one_takes_two_items_along, "loses nothing"),
+    (the_queue_overflows, "loses nothing"),
+    (one_wakes_while_another_holds, "wakes with the lock"),
+    (one_wakes_with_the_fence_of_another, "wakes with the lock"),
     (two_hold_at_once, "one holder at a time"),
     (the_killed_one_is_followed_too_early, "one holder at a time"),
     (a_fence_goes_back, "a greater fence"),
@@ -297,7 +386,7 @@ BREACHES: list[tuple[Callable[[Evidence], None], str]] = [
 def test_the_verdict_on_a_faultless_run_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert Evidence().judged(tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 12
     assert all(line.startswith("ok ") for line in lines)
 
 
@@ -340,6 +429,23 @@ def test_an_update_that_a_kill_cut_short_counts_if_others_saw_it(
     evidence.find(3, "writing", 1).update(read=3, total=4)
     evidence.total = total
     assert evidence.judged(tmp_path) == code
+
+
+def test_a_line_of_the_queue_with_an_older_fence_does_not_count(tmp_path: Path):
+    queue = Queue(tmp_path / "queue")
+    overslept = Queue(tmp_path / "queue")
+    queue.put("a", 1, fence=10)
+    assert len(overslept) == 1
+    queue.put("b", 1, fence=20)
+    with pytest.raises(Stale, match="the fence 10 is older than 20"):
+        overslept.take(2, fence=10)
+    assert (len(queue), list(queue.items), queue.taken_by) == (2, ["a", "b"], {})
+    assert queue.take(1, fence=20) == "a"
+    with pytest.raises(Stale):
+        overslept.put("c", 2, fence=10)
+    assert (len(overslept), queue.most) == (1, 2)
+    queue.close()
+    overslept.close()
 
 
 def test_commands_of_others_on_a_server_of_ones_own_are_not_held_against_us(tmp_path: Path):

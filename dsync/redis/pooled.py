@@ -54,7 +54,7 @@ class PooledLink(Link):
         self._greeted = False
         self._deaf = False  # refused our channel: waiters are served by asking
         self._pubsub: Any = None
-        # Of the channels, those that we have subscribed to, and those that the server has confirmed.
+        # Of the channels, those that we have subscribed to, and those that are confirmed.
         self._tuned: set[str] = set()
         self._confirmed: set[str] = set()
 

@@ -10,6 +10,11 @@ process of a machine), pid, and the fence where there is one:
     told      the on_lost hook           lost      LeaseLost has left the body
     failed    anything else has          done      the process is about to end
 
+and, with `--do`, see there:
+
+    asleep    before a condition's wait  notified  behind a notify, the lock still held
+    woken     a task's event has come    turn      it was this process's turn
+
 SIGTERM ends the body, and so the work.
 """
 
@@ -161,6 +166,69 @@ async def body(args: argparse.Namespace, log: Log, ended: asyncio.Event) -> None
         await asyncio.sleep(args.step)
 
 
+async def do_wait(
+    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+) -> None:
+    """Wait for a condition once, then hold its lock until SIGTERM (or for one step)."""
+    condition = client.condition(args.name, lease=args.lease)
+    async with condition:
+        log.write("asleep")
+        await condition.wait()
+        lease = condition.lock.lease
+        log.write("held", fence=lease.fence if lease else None)
+        await body(args, log, ended)
+        log.write("leaving")
+
+
+async def do_notify(
+    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+) -> None:
+    """Notify one, and hold the lock until SIGTERM (or for one step)."""
+    condition = client.condition(args.name, lease=args.lease)
+    async with condition as lease:
+        log.write("held", fence=lease.fence)
+        condition.notify()
+        log.write("notified")
+        await body(args, log, ended)
+        log.write("leaving")
+
+
+async def do_turns(
+    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+) -> None:
+    """Take turns with another process: the file `--count` grows by one in each, here if odd."""
+    path, mine = Path(args.count), args.step > 0.5
+    condition = client.condition(args.name, lease=args.lease)
+    async with condition:
+        for _ in range(args.rounds):
+            await condition.wait_for(lambda: int(path.read_text()) % 2 == mine)
+            await count(path)
+            log.write("turn")
+            condition.notify()
+
+
+async def do_events(
+    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+) -> None:
+    """Wait for an event, with so many tasks as `--rounds` says."""
+    event = client.event(args.name)
+
+    async def wait() -> None:
+        await event.wait()
+        log.write("woken")
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(args.rounds or 1):
+            group.create_task(wait())
+        await asyncio.sleep(0)
+        while any(watcher.noted is None for watcher in event._flag.waiters):
+            await asyncio.sleep(0.002)
+        log.write("waiting")  # and each of them knows for what
+
+
+DOINGS = {"wait": do_wait, "notify": do_notify, "turns": do_turns, "events": do_events}
+
+
 async def work(args: argparse.Namespace) -> None:
     log = Log(Path(args.log))
     ended = asyncio.Event()
@@ -168,6 +236,15 @@ async def work(args: argparse.Namespace) -> None:
     async with dsync.connect(
         args.url, namespace=args.namespace, on_lost=lambda lease: log.write("told")
     ) as client:
+        if args.do:
+            try:
+                await DOINGS[args.do](args, log, client, ended)
+            except dsync.LeaseLost as exc:
+                log.write("lost", why=str(exc))
+            except Exception as exc:
+                log.write("failed", why=repr(exc))
+            log.write("done")
+            return
         thing: dsync.Lock | dsync.Semaphore
         if args.permits:
             thing = client.semaphore(args.name, args.permits, lease=args.lease, fair=args.fair)
@@ -199,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="0: one, until SIGTERM")
     parser.add_argument("--step", type=float, default=0.02, help="seconds of a step")
     parser.add_argument("--count", help="a file with a number to add one to in each round")
+    parser.add_argument("--do", choices=DOINGS, help="something else than holding")
     parser.add_argument("--read", action="store_true", help="step by lines of stdin")
     asyncio.run(work(parser.parse_args()))
 
