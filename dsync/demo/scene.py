@@ -71,7 +71,7 @@ class Scene:
 
     def _directed(self, event: Event) -> None:
         if event.what == "opened":
-            self._tell(event, f"the gate opens: {len(self.workers)} workers wait for that event")
+            self._tell(event, f"the gate opens, for {len(self.workers)} at once")
         sight = self.workers.get(event["whom"]) if event.what in VERBS else None
         if sight is None:
             return

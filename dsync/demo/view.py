@@ -126,10 +126,10 @@ class Live:
         table.add_column("worker", justify="right")
         table.add_column("pid", justify="right", min_width=7)
         for kind in KINDS:
-            table.add_column(f"{'':<3}{kind:>8}", width=11, no_wrap=True)
+            table.add_column(f"{'':<2}{kind:>8}", width=10, no_wrap=True)
         table.add_column("state", width=7)
         for number, sight in self._scene.workers.items():
-            cells = (f"{'■' * sight.inside[kind]:<3}{sight.holds[kind]:>8}" for kind in KINDS)
+            cells = (f"{'■' * sight.inside[kind]:<2}{sight.holds[kind]:>8}" for kind in KINDS)
             style = {"killed": "red", "failed": "red", "stopped": "yellow"}.get(sight.state, "")
             table.add_row(str(number), str(sight.pid), *cells, sight.state, style=style)
         return table
