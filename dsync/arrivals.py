@@ -147,9 +147,12 @@ class Arrivals:
         party.asking = False
         if call.attempts > 1:
             party.resent = True
-        if party.token not in self.parties or party.future.done():
-            return  # it has left or passed meanwhile; the store hears of that behind this question
         reply = call.reply
+        if party.token not in self.parties or party.future.done():
+            # It has left or passed meanwhile; the store hears of that behind this question.
+            if type(reply) is list:
+                self._learn(self._heard, reply[3])
+            return
         if type(reply) is not list:
             if call.attempts > 0:
                 party.resent = True  # it may have been heard, or yet be heard, all the same
@@ -194,11 +197,11 @@ class Arrivals:
             return
         if kind == b"t":
             index, waiting = numbers
-            self._learn(waiting, 0)
+            self._learn(waiting, self.broken)
             self._pass(party, index)
         elif kind == b"b":
             (broken,) = numbers
-            self._learn(0, broken)
+            self._learn(0, broken or self.broken)
             self._forget(party)  # the store refuses it from now on
             party.future.set_exception(self._broken_error())
 
@@ -220,11 +223,12 @@ class Arrivals:
 
     def _failed(self, error: BaseException) -> None:
         """The store could not be asked: tell the tasks that wait, each by an error of its own."""
-        for party in self._waiting():
-            self._leave(party)
-            own = type(error)(*error.args)
-            own.__cause__ = error.__cause__
-            party.future.set_exception(own)
+        for party in list(self.parties.values()):
+            if not party.future.done():
+                self._leave(party)
+                own = type(error)(*error.args)
+                own.__cause__ = error.__cause__
+                party.future.set_exception(own)
 
     def _leave(self, party: Party) -> None:
         """Its task waits no more, or has passed and runs; the link sees to it that this arrives."""

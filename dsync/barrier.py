@@ -77,17 +77,17 @@ class Barrier:
     def reset(self) -> Reply[None]:
         """Empty it: who waits gets BrokenBarrierError, and a broken barrier works again.
 
-        The tasks of this process get it at once, those of others when the store has heard of it;
-        awaited, that is confirmed.  Who waits for the next generation while one drains gets it,
-        too; asyncio lets those wait on.
+        Sent at once, and what this process does next comes after it; awaited, it is confirmed.
+        Those of a generation that is complete pass, even if they have yet to hear of that.  Those
+        who wait for the next one meanwhile are broken, too; asyncio lets them wait on.
         """
         return self._arrivals.change(abort=False)
 
     def abort(self) -> Reply[None]:
         """Break it: who waits gets BrokenBarrierError, and so does who comes, until `reset()`.
 
-        The tasks of this process get it at once, those of others when the store has heard of it;
-        awaited, that is confirmed.
+        Sent at once, and what this process does next comes after it; awaited, it is confirmed.
+        Those of a generation that is complete pass, even if they have yet to hear of that.
         """
         return self._arrivals.change(abort=True)
 

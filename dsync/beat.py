@@ -17,7 +17,8 @@ SILENCE_MS = 6000  # a process silent for three beats has lost its places
 class Beat:
     """A timer on the client's grid: the beats of all that waits leave in one write.
 
-    `action(missed)` is called once for each `start()`.  `missed`: messages may not have reached us,
+    `action(missed)` is called once after `start()`, however often that was called, and whether or
+    not somebody still waits: stopping and starting a timer for every wait costs more.  `missed`: messages may not have reached us,
     or the store may have taken us for dead, so everything has to be asked for.
     """
 
@@ -34,7 +35,10 @@ class Beat:
         delay = beat - (now - self._client.phase) % beat
         if ms > 0:
             delay = min(delay, ms / 1000 + 0.002)
-        self.stop()
+        if self._timer is not None:
+            if self._expected <= now + delay:
+                return  # soon enough
+            self._timer.cancel()
         self._expected = now + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._fire)
 

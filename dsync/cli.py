@@ -34,11 +34,12 @@ examples:
 """
 
 DEMO_ABOUT = """\
-Start worker processes that share a lock, a semaphore and a cap on calls, and watch them.
+Start worker processes that share a lock, semaphores, an event and conditions, and watch them.
 
   ledger    a lock around read, compute, write on one file
   slots     a semaphore: three may be in
   upstream  a bounded semaphore before a service that counts the calls it has at once
+  queue     two conditions over one lock around a queue with room for three; an event starts all
 
 One worker is killed while it holds the lock, and another is stopped until its lease is over.
 Everybody writes down what happens; the summary is computed from that.  The exit code is
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     address.add_argument("--socket", metavar="PATH", help="where to put the unix socket")
     serve.set_defaults(run=_serve)
 
-    demo = commands.add_parser("demo", help="a lock and two semaphores at work, on real processes")
+    demo = commands.add_parser("demo", help="the primitives at work, on real processes")
     _with_examples(demo, DEMO_ABOUT, DEMO_EXAMPLES)
     demo.add_argument(
         "--seconds",

@@ -22,7 +22,7 @@ class Codec:
         try:
             encoded = self._dumps(data)
             return encoded.encode() if isinstance(encoded, str) else bytes(memoryview(encoded))
-        except (TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # each codec has errors of its own
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(
                 f"event {event!r}: {self.name} cannot encode its data, "

@@ -371,8 +371,6 @@ class Cohort(Line):
         self._shared.pop(request.token, None)
         self.asleep.pop(request.token, None)
         self.client.homes.pop(request.token, None)
-        if not self.requests:
-            self.beat.stop()
 
     # -- tasks: who waits here -------------------------------------------------------------------
 
@@ -525,11 +523,13 @@ class Cohort(Line):
         The oldest request speaks for the process; the others take turns at being asked for too,
         so that a lost message costs each of them something, but never for ever.
         """
+        queued = [r for r in self.requests.values() if r.queued or r.token in self.asleep]
+        if queued:
+            # Whatever becomes of the questions: who is asked for may be served by its answer.
+            self.beat.start()
         if missed:
             self.ask_all()
-            return
-        queued = [r for r in self.requests.values() if r.queued or r.token in self.asleep]
-        if not queued:
+        if missed or not queued:
             return
         self._turn += 1
         for request in {id(r): r for r in (queued[0], queued[self._turn % len(queued)])}.values():

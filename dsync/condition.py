@@ -136,7 +136,8 @@ class Condition:
         """Let the `n` tasks that have waited longest, of all processes, return from `wait()`.
 
         They do so one after the other, each holding the lock, once it has been released.  There is
-        nothing to be confirmed before that: awaiting the release confirms the notification.
+        nothing to be confirmed before that: awaiting the release confirms the notification.  If the
+        lock is lost before it is released, nobody is notified, and the release raises LeaseLost.
 
         Raises:
             NotHeld: this object does not hold the lock (a RuntimeError, as in asyncio).

@@ -172,6 +172,8 @@ class EventBus:
     ) -> Listening:  # fmt: skip
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
+        if on_gap is not None and not callable(on_gap):
+            raise TypeError(f"on_gap must be callable, got {on_gap!r}")
         wanted = self._checked(event, maxsize, overflow)
         listening = Listening(self._hub, *wanted, callback=callback, once=once, on_gap=on_gap)
         self._hub.add(listening)

@@ -57,7 +57,7 @@ class Flag:
         self.waiters: dict[Watcher, None] = {}  # in order of arrival
         self.channel = tag(client.namespace, "event", name)[1:-1]
         self._record = client.store.at("event", name)
-        self._beat = Beat(client, lambda missed: self.ask_all())
+        self._beat = Beat(client, self._beats)
         # As the store has told us last.
         self._set = False
         self._generation = 0
@@ -142,8 +142,6 @@ class Flag:
                 timer.cancel()
             del self.waiters[watcher]
             self._used = time.monotonic()
-            if not self.waiters:
-                self._beat.stop()
 
     # -- what the store says --------------------------------------------------------------------
 
@@ -157,6 +155,11 @@ class Flag:
         """Messages may have been lost, or a beat has come: see how things stand."""
         if self._listening:
             self._record.run("event_look", self._looked)
+
+    def _beats(self, missed: bool) -> None:
+        if self.waiters:
+            self._beat.start()
+            self.ask_all()
 
     def tuned(self, refused: BaseException | None) -> None:
         """It hears of every change from now on, or (refused) only when it asks."""
@@ -221,8 +224,6 @@ class Flag:
             for watcher in self.waiters:
                 if watcher.noted is not None:
                     watcher.wake()
-        if self.waiters:
-            self._beat.start()
 
     def _answered(self, call: Call) -> None:
         flag, generation, ms = call.reply

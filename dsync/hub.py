@@ -9,14 +9,16 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from dsync.errors import BadMessage, ClientClosed
+from dsync.beat import Beat
+from dsync.errors import BadMessage, ClientClosed, StoreUnavailable
 from dsync.names import tag
 from dsync.reply import Reply
 from dsync.store import Call
-from dsync.subscription import Gap, Parcel, Subscription
+from dsync.subscription import Gap, Listening, Parcel, Subscription, drop_oldest
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -29,6 +31,8 @@ REMEMBER_MS = 60_000  # for as long a repeated batch is known as one
 BACKLOG = 100_000  # messages that wait for a subscriber with overflow="block"
 GRACE = 1.0  # seconds in which messages may still overtake an answer that came by another way
 Position = tuple[int, int]  # epoch, sequence
+# Of batches: never the same twice for a client, though a bus may get a new Hub.
+_numbers = count(1)
 
 
 class Hub:
@@ -41,7 +45,6 @@ class Hub:
         self._record = client.store.at("bus", name)
         # What is to be published, and who awaits it.
         self._outbox: deque[tuple[bytes, Reply[None]]] = deque()
-        self._batches = 0
         self._publishing = False
         # Subscribers: by the one event they want, and those that want a pattern.
         self._by_event: dict[str, list[Subscription]] = {}
@@ -50,9 +53,15 @@ class Hub:
         # What waits until they have room, and how many of those were dropped.
         self._stalled: deque[Parcel | Gap] = deque()
         self._listening = False
+        self._spell = 0  # how often we began or ceased to listen
+        self._confirmed = False  # the server has said that we listen
+        self._heard = 0  # messages
         self._position: Position | None = None  # of the last message heard; None: not live yet
         self._going_live: list[asyncio.Future[None]] = []
         self._early: deque[bytes] = deque(maxlen=1000)  # heard before we were live
+        self._asking = 0  # looks that are under way
+        # It notices a connection on which nothing comes, and makes one where there is none.
+        self._beat = Beat(client, lambda missed: self._on_beat())
 
     # -- publishing -----------------------------------------------------------------------------
 
@@ -75,12 +84,11 @@ class Hub:
             replies.append(reply)
             size += len(message)
         self._publishing = True
-        self._batches += 1
         self._record.run(
             "bus_publish",
             partial(self._published, replies),
             publisher=self.client.client_id,
-            batch=self._batches,
+            batch=next(_numbers),
             sizes=" ".join(str(len(message)) for message in messages),
             messages=b"".join(messages),
             channel=self.channel,
@@ -90,6 +98,10 @@ class Hub:
     def _published(self, replies: list[Reply[None]], call: Call) -> None:
         self._publishing = False
         failed = call.reply if isinstance(call.reply, BaseException) else None
+        if isinstance(failed, StoreUnavailable | ClientClosed):
+            # So it is for those behind it: they have waited as long, and need not wait again.
+            replies.extend(reply for _, reply in self._outbox)
+            self._outbox.clear()
         for reply in replies:
             reply.settle(failed)
         if self._outbox and not self._publishing:
@@ -99,13 +111,19 @@ class Hub:
 
     def add(self, subscription: Subscription) -> None:
         """From now on it gets what it wants; it is live when `live()` says so."""
+        subscription.since = self._heard
+        subscription.live = self._position is not None
         if subscription.event is None:
             self._by_pattern.append(subscription)
         else:
             self._by_event.setdefault(subscription.event, []).append(subscription)
         if subscription.overflow == "block":
             self._blocking.append(subscription)
-        self.client.when_bound(self._listen)
+        try:
+            self.client.when_bound(self._listen)
+        except BaseException:  # closed, or on another loop
+            self.remove(subscription)
+            raise
 
     def remove(self, subscription: Subscription) -> None:
         """It gets nothing any more; without subscribers nobody listens."""
@@ -120,11 +138,14 @@ class Hub:
             self._blocking.remove(subscription)
             self.resume()
         if not (self._by_event or self._by_pattern) and self._listening:
-            self._listening = False
+            self._listening = self._confirmed = False
+            self._spell += 1
             self._position = None
             self._stalled.clear()
             self._early.clear()
+            self._beat.stop()
             self.client.ignore(self)
+        self._wake_going()  # somebody may wait for this one to be live
 
     def subscribers(self) -> list[Subscription]:
         return [*self._by_pattern, *(s for some in self._by_event.values() for s in some)]
@@ -132,18 +153,30 @@ class Hub:
     async def live(self, subscription: Subscription) -> None:
         """Return when the server has confirmed that we listen."""
         loop = self.client.enter()
-        while self._position is None:
+        subscription.awaited = True
+        while not subscription.live:
             if subscription.closed is not None:
                 raise subscription.closed
             self._listen()
-            future: asyncio.Future[None] = loop.create_future()
-            self._going_live.append(future)
-            await future
+            if not subscription.live:
+                future: asyncio.Future[None] = loop.create_future()
+                self._going_live.append(future)
+                await future
 
     def _listen(self) -> None:
         if not self._listening and (self._by_event or self._by_pattern):
             self._listening = True
+            self._spell += 1
             self.client.listen(self)
+            if self._listening:  # it was not refused at once
+                self._ask()  # which makes a connection, too
+                self._beat.start()
+
+    def _wake_going(self) -> None:
+        going, self._going_live = self._going_live, []
+        for future in going:
+            if not future.done():
+                future.set_result(None)
 
     # -- what the store says --------------------------------------------------------------------
 
@@ -152,37 +185,64 @@ class Hub:
         if refused is not None:
             self._fail(refused)
         elif self._listening:
-            self._record.run("bus_look", self._looked)
+            self._confirmed = True
+            self._ask()
 
     def ask_all(self) -> None:
         """Messages may have been lost."""
         if self._listening and (self._position is not None or self.client.store.ordered):
-            self._record.run("bus_look", self._looked)
+            self._ask()
 
-    def _looked(self, call: Call) -> None:
-        if not self._listening:
-            return
+    def _on_beat(self) -> None:
+        if self._listening:
+            if not self._asking and self.client.store.ordered:
+                self._ask()
+            self._beat.start()
+
+    def _ask(self) -> None:
+        """Look which number was the last."""
+        self._asking += 1
+        # Where answers and messages come by different ways, one that we asked for before the server
+        # confirmed says nothing about what we hear.
+        ripe = self._confirmed or self.client.store.ordered
+        done = partial(self._looked, self._spell, ripe, self._position)
+        self._record.run("bus_look", done)
+
+    def _looked(self, spell: int, ripe: bool, before: Position | None, call: Call) -> None:
+        self._asking -= 1
+        if spell != self._spell:
+            return  # from before we ceased to listen
         if isinstance(call.reply, BaseException):
             if self._position is None:
-                self._fail(call.reply)
-            else:
-                self._lost(None)  # it cannot be asked
-            return
+                self._give_up(call.reply)
+            return  # else the next message tells, or the next look
         epoch, sequence = call.reply
         if self._position is None:
+            if self._confirmed and ripe:
+                self._go_live(epoch, sequence)
+        elif before is not None and before[0] == epoch and sequence < before[1]:
+            # The server has lost its newest data: it gives numbers again that we have heard.
             self._position = epoch, sequence
-            going, self._going_live = self._going_live, []
-            for future in going:
-                if not future.done():
-                    future.set_result(None)
-            while self._early:
-                self.heard(self._early.popleft())
+            self._lost(None)
         elif self.client.store.ordered:
             self._catch_up(epoch, sequence)
-        else:
+        elif before is not None:
             # Messages come by another way: what they have to say may be behind this answer.
             loop = asyncio.get_running_loop()
-            loop.call_later(GRACE, self._catch_up, epoch, sequence)
+            loop.call_later(GRACE, self._catch_up_late, spell, before[0], epoch, sequence)
+
+    def _go_live(self, epoch: int, sequence: int) -> None:
+        self._position = epoch, sequence
+        for subscription in self.subscribers():
+            subscription.live = True
+        self._wake_going()
+        while self._early:
+            self.heard(self._early.popleft())
+
+    def _catch_up_late(self, spell: int, known: int, epoch: int, sequence: int) -> None:
+        # Not if we have ceased to listen, or heard of a newer epoch.
+        if spell == self._spell and self._position is not None and self._position[0] == known:
+            self._catch_up(epoch, sequence)
 
     def _catch_up(self, epoch: int, sequence: int) -> None:
         """The last message was this one: what we have not heard of it is lost."""
@@ -217,7 +277,9 @@ class Hub:
             return  # published while we asked; it is counted
         self._catch_up(epoch, sequence - 1)
         self._position = epoch, sequence
-        parcel = Parcel(event, data, origin, sequence, origin == self.client.client_id)
+        self._heard += 1
+        is_local = origin == self.client.client_id
+        parcel = Parcel(event, data, origin, sequence, is_local, self._heard)
         if self._stalled or self._must_wait(parcel):
             self._stall(parcel)
         else:
@@ -225,9 +287,10 @@ class Hub:
 
     def _deliver(self, parcel: Parcel) -> None:
         for subscription in list(self._by_event.get(parcel.event, ())):
-            subscription.put(parcel)
+            if subscription.since < parcel.number:  # else it was stalled when this one came
+                subscription.put(parcel)
         for subscription in list(self._by_pattern):
-            if subscription.matches(parcel.event):
+            if subscription.since < parcel.number and subscription.matches(parcel.event):
                 subscription.put(parcel)
 
     def _lost(self, missed: int | None) -> None:
@@ -243,14 +306,12 @@ class Hub:
         return any(s.full and s.matches(parcel.event) for s in self._blocking)
 
     def _stall(self, item: Parcel | Gap) -> None:
+        last = self._stalled[-1] if self._stalled else None
+        if isinstance(last, Gap) and isinstance(item, Gap):
+            self._stalled[-1] = last + item
+            return
         if len(self._stalled) >= BACKLOG:
-            # Better a gap than no memory left.
-            dropped = self._stalled.popleft()
-            missed: int | None = 1 if isinstance(dropped, Parcel) else dropped.missed
-            if self._stalled and isinstance(head := self._stalled[0], Gap):
-                self._stalled.popleft()
-                missed = None if missed is None or head.missed is None else missed + head.missed
-            self._stalled.appendleft(Gap(missed))
+            drop_oldest(self._stalled)  # better a gap than no memory left
         self._stalled.append(item)
 
     def resume(self) -> None:
@@ -279,13 +340,29 @@ class Hub:
         log.error("%s: %s: %s %s", self.what, type(error).__name__, error, notes)
         self.client.report(error, f"{self.what}: a message was not handled")
 
-    def _fail(self, error: BaseException) -> None:
-        going, self._going_live = self._going_live, []
+    def _give_up(self, error: BaseException) -> None:
+        """The server cannot be asked, and we are not live: who waits for that has waited enough.
+
+        Callbacks go on: they are live once it can be asked again.
+        """
+        unheard = False
         for subscription in self.subscribers():
+            if subscription.awaited or not isinstance(subscription, Listening):
+                subscription.close(error)
+            else:
+                unheard = unheard or not subscription.complained
+                subscription.complained = True
+        if unheard:
+            self.report(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """It can never be."""
+        subscriptions = self.subscribers()
+        for subscription in subscriptions:
             subscription.close(error)
-        for future in going:
-            if not future.done():
-                future.set_result(None)
+        callbacks = [s for s in subscriptions if isinstance(s, Listening)]
+        if not all(s.awaited for s in callbacks) and not isinstance(error, ClientClosed):
+            self.report(error)
 
     def close(self) -> None:
         """The client closes."""

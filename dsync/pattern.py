@@ -20,9 +20,18 @@ def literal(pattern: str) -> str | None:
 
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a name matches."""
-    parts = [
-        ".*" if star else re.escape(escaped or plain)
-        for escaped, star, plain in _PART.findall(pattern)
-    ]
-    match = re.compile("".join(parts), re.DOTALL).fullmatch
+    pieces = [""]  # what stands between the stars
+    for escaped, star, plain in _PART.findall(pattern):
+        if star:
+            pieces.append("")
+        else:
+            pieces[-1] += re.escape(escaped or plain)
+    first, *middle = pieces
+    regex = first
+    if middle:
+        # Each piece where it occurs first: there is no need to look further (`(?>`), and to try all
+        # combinations takes for ever.
+        last = middle.pop()
+        regex += "".join(f"(?>.*?{piece})" for piece in middle if piece) + ".*" + last
+    match = re.compile(regex, re.DOTALL).fullmatch
     return lambda name: match(name) is not None

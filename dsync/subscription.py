@@ -15,7 +15,7 @@ from dsync.pattern import literal, matcher
 if TYPE_CHECKING:
     from dsync.hub import Hub
 
-__all__ = ["Callback", "Gap", "Listening", "Message", "Overflow", "Parcel", "Stream"]
+__all__ = ["Callback", "Gap", "Listening", "Message", "Overflow", "Parcel", "Stream", "drop_oldest"]
 
 Overflow = Literal["drop_oldest", "drop_newest", "block"]
 # Called with the data of each message; what it returns is awaited if it can be.
@@ -43,6 +43,12 @@ class Gap:
 
     missed: int | None
 
+    def __add__(self, other: "Gap") -> "Gap":
+        """Both of them in one place."""
+        if self.missed is None or other.missed is None:
+            return Gap(None)
+        return Gap(self.missed + other.missed)
+
 
 @dataclass(slots=True)
 class Parcel:
@@ -53,6 +59,7 @@ class Parcel:
     origin: str
     sequence: int
     is_local: bool
+    number: int  # of the messages that this process has heard
 
 
 class Subscription:
@@ -67,6 +74,11 @@ class Subscription:
         self.maxsize = maxsize
         self.overflow = overflow
         self.closed: BaseException | None = None  # why it hears no more
+        # What the hub notes about it.
+        self.live = False  # the server has confirmed it
+        self.since = 0  # number of the last message that came before it
+        self.awaited = False  # somebody hears of it when it cannot be
+        self.complained = False  # or else it has been reported
         self._hub = hub
         self._codec = codec
         # Parcels, and a Gap wherever some were lost; never two Gaps side by side.
@@ -83,32 +95,20 @@ class Subscription:
             if self.overflow == "drop_newest":
                 self.put_gap(1)
                 return
-            self._drop_oldest()
+            drop_oldest(self._queue)
+            self._size -= 1
         self._queue.append(parcel)
         self._size += 1
         self._wake()
 
     def put_gap(self, missed: int | None) -> None:
         """Messages that may have been for it were lost."""
-        if self._queue and isinstance(self._queue[-1], Gap):
-            self._queue[-1] = _sum(self._queue[-1].missed, missed)
+        last = self._queue[-1] if self._queue else None
+        if isinstance(last, Gap):
+            self._queue[-1] = last + Gap(missed)
         else:
             self._queue.append(Gap(missed))
         self._wake()
-
-    def _drop_oldest(self) -> None:
-        missed: int | None = 0
-        while self._queue:
-            item = self._queue.popleft()
-            if isinstance(item, Parcel):
-                missed = _sum(missed, 1).missed
-                self._size -= 1
-                break
-            missed = _sum(missed, item.missed).missed
-        if self._queue and isinstance(self._queue[0], Gap):
-            self._queue[0] = _sum(missed, self._queue[0].missed)
-        else:
-            self._queue.appendleft(Gap(missed))
 
     def _next(self) -> Message | Gap | None:
         """What comes next, decoded; what cannot be is reported and skipped."""
@@ -155,7 +155,11 @@ class Subscription:
         return self
 
     async def __aenter__(self) -> Self:
-        return await self
+        try:
+            return await self
+        except BaseException:  # cancelled, too: nobody will leave what was not entered
+            self.cancel()
+            raise
 
     async def __aexit__(
         self,
@@ -229,33 +233,40 @@ class Listening(Subscription):
 
     def _wake(self) -> None:
         if self.closed is not None:
-            # A callback that runs comes to its end, unless the whole client ends.
-            if self._task is not None and isinstance(self.closed, ClientClosed):
-                self._task.cancel()
+            # A callback that runs comes to its end, unless the whole client ends (and not by it).
+            task = self._task
+            ends = isinstance(self.closed, ClientClosed)
+            if task is not None and ends and task is not asyncio.current_task():
+                task.cancel()
         elif self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._listen(), name=f"dsync {self._hub.what}: {self.pattern}"
             )
 
     async def _listen(self) -> None:
-        while self.closed is None and (item := self._next()) is not None:
-            if isinstance(item, Gap):
-                await self._call(self._on_gap or self._hub.warn, item, "a gap")
-                continue
-            if self._once:
-                self.close(asyncio.CancelledError())
-            await self._call(self.callback, item.data, f"event {item.event!r}")
-            if not self._queue:
-                break
-            await asyncio.sleep(0)  # a callback that awaits nothing must not keep the loop
-        self._task = None
+        try:
+            while self.closed is None and (item := self._next()) is not None:
+                if isinstance(item, Gap):
+                    await self._call(self._on_gap or self._hub.warn, item, "a gap")
+                    continue
+                if self._once:
+                    self.close(asyncio.CancelledError())
+                await self._call(self.callback, item.data, f"event {item.event!r}")
+                if not self._queue:
+                    break
+                await asyncio.sleep(0)  # a callback that awaits nothing must not keep the loop
+        finally:
+            self._task = None
 
     async def _call(self, callback: Callable[[Any], object], argument: Any, what: str) -> None:
         try:
             result = callback(argument)
             if inspect.isawaitable(result):
                 await _awaited(result)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # else what it awaited was cancelled, not we
             name = getattr(callback, "__qualname__", repr(callback))
             error.add_note(f"dsync: raised by {name} on {what} of {self._hub.what}")
             self._hub.report(error)
@@ -265,5 +276,12 @@ async def _awaited(result: Awaitable[object]) -> None:
     await result
 
 
-def _sum(one: int | None, other: int | None) -> Gap:
-    return Gap(None if one is None or other is None else one + other)
+def drop_oldest(queue: deque[Parcel | Gap]) -> None:
+    """Drop the first parcel of a queue that has one; a Gap stands in its place."""
+    gap = Gap(1)
+    while isinstance(item := queue.popleft(), Gap):
+        gap += item
+    if queue and isinstance(head := queue[0], Gap):
+        queue[0] = gap + head
+    else:
+        queue.appendleft(gap)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import dsync
+from dsync import beat
 from tests.conftest import World, settled
 
 
@@ -378,3 +379,26 @@ async def test_a_try_whose_token_is_refused_tries_again_and_does_not_wait(world:
             await holder.acquire()
     await queued(world, holder, 0)
     await holder.release()
+
+
+async def test_waiters_whose_messages_are_all_lost_are_served_by_asking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits has a beat ahead, whatever became of the questions before."""
+    monkeypatch.setattr(beat, "BEAT", 0.05)
+    holder, deaf = world.client().lock("x"), world.client()
+    await holder.acquire()
+    lock, served = deaf.lock("x", fair=True), []
+
+    async def work(number: int) -> None:
+        async with lock:
+            served.append(number)
+
+    monkeypatch.setattr(deaf, "pushed", lambda message, evidence: None)
+    tasks = [asyncio.create_task(work(number)) for number in range(5)]
+    await queued(world, holder, 5)
+    await holder.release()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks)
+    assert served == [0, 1, 2, 3, 4]
+

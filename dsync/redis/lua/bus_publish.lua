@@ -26,12 +26,14 @@ if epoch == 0 then
 end
 redis.call('HSET', state, 'schema', 1, 'epoch', epoch, 'sequence', sequence)
 redis.call('PEXPIRE', state, 2592000000)
+local refused                        -- an ACL does not let us publish
 local head, from = string.format('%.0f', epoch) .. ' ', 1
 for size in string.gmatch(sizes, '%d+') do
   local message = string.sub(messages, from, from + size - 1)
   from = from + size
-  redis.pcall('PUBLISH', channel, head .. string.format('%.0f', first) .. ' ' .. publisher .. ' '
-    .. message)
+  local heard = redis.pcall('PUBLISH', channel, head .. string.format('%.0f', first) .. ' '
+    .. publisher .. ' ' .. message)
+  if not tonumber(heard) then refused = heard end
   first = first + 1
 end
-return {epoch, sequence}
+return refused or {epoch, sequence}

@@ -33,7 +33,7 @@ if keep == '0' then
   if condition_of(token) then
     redis.call('ZREM', sleepers_of(condition_of(token)), token)
   end
-  notified = math.max(notified, redis.call('ZREM', waiters, token))
+  if held == 0 then notified = redis.call('ZREM', waiters, token) end
 end
 if notified == 1 and count > 0 then notify(condition, count) end
 if held == 1 and sleeper ~= '' and (tonumber(redis.call('ZSCORE', left, sleeper)) or 0) <= now then
