@@ -18,8 +18,9 @@ class Beat:
     """A timer on the client's grid: the beats of all that waits leave in one write.
 
     `action(missed)` is called once after `start()`, however often that was called, and whether or
-    not somebody still waits: stopping and starting a timer for every wait costs more.  `missed`: messages may not have reached us,
-    or the store may have taken us for dead, so everything has to be asked for.
+    not somebody still waits: a timer started and stopped for every wait would cost more.
+    `missed`: messages may not have reached us, or the store may have taken us for dead, so
+    everything has to be asked for.
     """
 
     def __init__(self, client: "Client", action: Callable[[bool], None]) -> None:

@@ -145,6 +145,80 @@ async def test_any_text_can_be_a_label_and_a_name(world: World, label: str) -> N
         assert info.holder.label == label[:40]
 
 
+@pytest.mark.parametrize(("argument", "value", "error"), TERMS, ids=short)
+def test_terms_of_a_condition_are_checked_where_it_is_made(
+    argument: str, value: object, error: type[Exception]
+) -> None:
+    client = dsync.connect("memory://")
+    with pytest.raises(error) as raised:
+        client.condition("x", **{argument: value})  # type: ignore[arg-type]
+    assert type(raised.value) is error
+    says(raised, argument, value)
+    assert not client._cohorts, "something was made"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        *(("ttl", value, error) for value, error in LEASES),
+        *(("max_waiters", value, error) for value, error in COUNTS),
+    ],
+    ids=short,
+)
+def test_arguments_of_an_event_are_checked_where_it_is_made(
+    argument: str, value: Any, error: type[Exception]
+) -> None:
+    client = dsync.connect("memory://")
+    with pytest.raises(error) as raised:
+        client.event("x", **{argument: value})
+    assert type(raised.value) is error
+    says(raised, argument, value)
+    assert not client._flags, "something was made"
+
+
+@pytest.mark.parametrize(("value", "error"), NAMES)
+def test_a_name_of_an_event_or_condition_is_a_text_that_is_not_empty(
+    value: Any, error: type[Exception]
+) -> None:
+    client = dsync.connect("memory://")
+    lock = client.lock("x")
+    for make in (client.event, client.condition, lambda name: client.condition(name, lock)):
+        with pytest.raises(error) as raised:
+            make(value)
+        says(raised, "name", value)
+
+
+@pytest.mark.parametrize(("value", "error"), SECONDS, ids=short)
+async def test_a_timeout_of_a_wait_is_a_number_of_seconds(
+    world: World, value: Any, error: type[Exception]
+) -> None:
+    client = world.client()
+    event, condition = client.event("x"), client.condition("x")
+    async with condition as lease:
+        for wait in (
+            lambda: event.wait(timeout=value),
+            lambda: condition.wait(timeout=value),
+            lambda: condition.wait_for(lambda: False, timeout=value),
+            lambda: condition.acquire(timeout=value),
+        ):
+            with pytest.raises(error) as raised:
+                await wait()
+            says(raised, "timeout", value)
+            assert lease.held, "it began to wait"
+    assert not event._flag.waiters
+    assert not condition._waiting()
+
+
+@pytest.mark.parametrize("value", ["2", None, [1], 1.5, math.nan])
+async def test_notify_takes_a_count(world: World, value: Any) -> None:
+    condition = world.client().condition("x")
+    async with condition as lease:
+        with pytest.raises(TypeError):
+            condition.notify(value)
+        assert lease.hold is not None
+        assert not lease.hold.notices
+
+
 # -- where to connect -----------------------------------------------------------------------------
 
 
@@ -427,6 +501,63 @@ async def test_a_newer_record_is_not_touched(real: World) -> None:
             lock.acquire, lock.try_acquire, lock.info, lock.force_release, semaphore.acquire,
             semaphore.info, lambda: semaphore.resize(3), semaphore.release,
         ):  # fmt: skip
+            with pytest.raises(dsync.SchemaMismatch, match=r"schema 2, this one knows 1"):
+                await step()
+    assert set(await real.keys()) == set(keys)
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "hash"])
+@pytest.mark.parametrize("part", ["state", "left"])
+async def test_a_foreign_value_under_an_events_key_is_left_alone(
+    real: World, part: str, kind: str
+) -> None:
+    event = real.client().event("x")
+    key = real.key("event", "x", part)
+    await foreign(real, key, kind)
+    async with keeps(real, key):
+        steps: list[Any] = [event.set, event.clear]
+        if part == "state":
+            steps += [event.is_set, lambda: event.wait(timeout=2)]
+        for step in steps:
+            with pytest.raises(dsync.ForeignKey, match="another namespace") as raised:
+                await step()
+            assert real.key("event", "x", "")[:-1] in str(raised.value)
+    assert not event._flag.waiters
+    await real.admin.delete(key)
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "hash"])
+async def test_a_foreign_value_in_place_of_the_sleepers_is_left_alone(
+    real: World, kind: str
+) -> None:
+    condition, other = real.client().condition("x"), real.client().condition("x")
+    key = real.key("condition", "x", "sleepers:x")
+    await foreign(real, key, kind)
+    async with keeps(real, key):
+        await condition.acquire()
+        with pytest.raises(dsync.ForeignKey, match="another namespace"):
+            await condition.wait()
+        with pytest.raises(dsync.LeaseLost):
+            condition.release()
+        await other.acquire(timeout=2)
+        other.notify()
+        with pytest.raises(dsync.ForeignKey, match="another namespace"):
+            await other.release()
+        assert not condition._waiting()
+        assert await condition.lock.try_acquire(), "whatever failed, the lock is free"
+        await condition.release()
+    await real.admin.delete(key)
+
+
+async def test_a_newer_record_of_an_event_or_condition_is_not_touched(real: World) -> None:
+    client = real.client()
+    event, condition = client.event("x"), client.condition("x")
+    keys = [real.key(kind, "x", "state") for kind in ("event", "condition")]
+    for key in keys:
+        await real.admin.hset(key, mapping={"schema": 2})
+        await real.admin.pexpire(key, 60_000)
+    async with keeps(real, *keys):
+        for step in (event.set, event.clear, event.is_set, event.wait, condition.acquire):
             with pytest.raises(dsync.SchemaMismatch, match=r"schema 2, this one knows 1"):
                 await step()
     assert set(await real.keys()) == set(keys)

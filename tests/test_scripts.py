@@ -11,7 +11,8 @@ import fakeredis
 import pytest
 import redis
 
-from dsync.local.permits import TRANSITIONS
+from dsync.local import barriers, buses, events, permits
+from dsync.local.store import TRANSITIONS
 from dsync.redis.script import SCRIPTS, TEXTS, Script
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +140,22 @@ def test_the_scripts_of_one_record_call_its_keys_by_the_same_names() -> None:
             assert keys == longest[: len(keys)]
 
 
+FAMILIES = {"permit": permits, "event": events, "barrier": barriers, "bus": buses}
+
+
 def test_every_script_has_a_twin_and_every_twin_a_script() -> None:
     assert sorted(TRANSITIONS) == sorted(SCRIPTS)
+
+
+def test_the_twins_of_a_family_are_in_one_module() -> None:
+    assert {name.partition("_")[0] for name in SCRIPTS} == set(FAMILIES)
+    for family, module in FAMILIES.items():
+        scripts = sorted(name for name in SCRIPTS if name.startswith(f"{family}_"))
+        assert sorted(module.TRANSITIONS) == scripts
+        for name, twin in module.TRANSITIONS.items():
+            assert TRANSITIONS[name] is twin, "two families have one name"
+            assert twin.__module__ == module.__name__
+    assert len(TRANSITIONS) == sum(len(module.TRANSITIONS) for module in FAMILIES.values())
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))

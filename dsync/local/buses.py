@@ -24,7 +24,7 @@ class Sequence:
         self.fence = 0  # a bus has none
 
     def sweep(self, now: int) -> bool:
-        self.last = {who: known for who, known in self.last.items() if known[1] > now}
+        self.last = {who: known for who, known in self.last.items() if known[1] >= now}
         return False
 
     def empty(self) -> bool:
@@ -40,7 +40,7 @@ def bus_publish(
     channel: str, remember: int,
 ) -> list[int]:  # fmt: skip
     last, known = bus.last.get(publisher, (0, 0))
-    if last >= batch and known > us // 1000:
+    if last >= batch and known >= us // 1000:
         return [bus.epoch, bus.number]
     bus.epoch = bus.epoch or us
     bus.last[publisher] = batch, us // 1000 + remember

@@ -108,3 +108,74 @@ async def test_a_failure_after_a_cancelled_await_is_reported(world: World) -> No
     del reply, task
     gc.collect()
     assert heard == [failure]
+
+
+async def test_writes_of_events_and_conditions_may_be_awaited_twice_and_by_several(
+    world: World,
+) -> None:
+    client = world.client()
+    event, condition = client.event("x"), client.condition("x")
+    replies = [event.set(), event.clear()]
+    await condition.acquire()
+    replies += [condition.notify(), condition.notify_all(), condition.release()]
+    for reply in replies:
+        await asyncio.gather(wait_for(reply), wait_for(reply))
+        assert await reply is None  # type: ignore[func-returns-value]
+
+
+async def test_writes_take_effect_in_the_order_of_calls_whichever_is_awaited(world: World) -> None:
+    client, other = world.client(), world.client().event("x")
+    event = client.event("x")
+    replies = [event.set(), event.clear(), event.set(), event.clear(), event.set()]
+    await replies[-1]
+    assert await other.is_set() is True
+    for reply in reversed(replies):
+        await reply
+    assert await event.is_set() is True
+    await event.clear()
+
+
+async def test_a_cancelled_await_of_a_set_sets_it_all_the_same(world: World) -> None:
+    event, other = world.client().event("x"), world.client().event("x")
+    task = asyncio.create_task(wait_for(event.set()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await other.wait(timeout=5) is True
+    await other.clear()
+
+
+async def test_a_read_of_an_event_says_what_is_known_and_asks_when_awaited(world: World) -> None:
+    one, two = world.client().event("x"), world.client().event("x")
+    await one.set()
+    known = two.is_set()
+    two_lies = bool(known)
+    assert await known is True
+    assert bool(known) is two_lies  # what was known then stays what was known then
+    assert repr(one.is_set()) == "<dsync.Reply [True, pending]>"
+    await one.clear()
+
+
+async def test_a_release_with_notifications_that_fails_is_reported_or_raised(
+    world: World,
+) -> None:
+    heard: list[BaseException] = []
+    client, other = world.client(on_error=heard.append), world.client().condition("x")
+    condition = client.condition("x", on_lost="flag")
+    for awaited in (True, False):
+        await condition.acquire()
+        condition.notify_all()
+        await world.clients[0].lock("warm up").info()
+        await world.expire("condition", "x")
+        await other.acquire(timeout=5)
+        if awaited:
+            with pytest.raises(dsync.LeaseLost):
+                await condition.release()
+            assert not heard
+        else:
+            condition.release()
+            await settled(lambda: gc.collect() >= 0 and bool(heard))
+            assert isinstance(heard[0], dsync.LeaseLost)
+        assert other.lock.lease is not None
+        assert other.lock.lease.held
+        await other.release()

@@ -20,7 +20,7 @@ from dsync.local.permits import TRANSITIONS, Permits, condition_of, process_of
 from dsync.names import plain
 from dsync.redis.script import SCRIPTS, Script
 
-Args = dict[str, str | int]
+Args = dict[str, Any]
 Step = tuple[str, Args]
 Message = tuple[str, list[bytes]]
 
@@ -57,7 +57,6 @@ DAY = 86_400_000
 # In ms, and in µs what is not whole.
 MOVES = (1, 2, 299, 300, 300, 500, 500, 700, 1000, 1000, TOMBSTONE, SILENCE // 2, SILENCE, -1500)
 CREEPS = (0, 1, 500, 999_999, -1)
-END_OF_TIME = 4 * START
 LEAPS = (SILENCE // 2 + 1, 11 * SILENCE, 4 * DAY, 8 * DAY)
 
 
@@ -79,7 +78,7 @@ def program(
         "clock": 5 if moving else 0,
     }  # fmt: skip
     if sleepy:
-        kinds.update(permit_acquire=8, permit_release=1, listen=2, clock=4 if moving else 0)
+        kinds.update(permit_acquire=8, permit_release=1, leave=1, clock=10 if moving else 0)
     shadow = Shadow(rng)
     steps: list[Step] = []
     leases = LEASES[1:] + LEASES[-1:] if sleepy else LEASES
@@ -105,9 +104,8 @@ def program(
         if block:
             shadow.choose(kind, everything)
         if kind == "clock":
-            far, near = (0.02, 0.7) if sleepy else (0.05, 0)
-            ms, creep = rng.choice(LEAPS if rng.random() < far else MOVES), rng.choice(CREEPS)
-            ms = min(ms, 500) if rng.random() < near else ms
+            ms, creep = rng.choice(LEAPS if rng.random() < 0.05 else MOVES), rng.choice(CREEPS)
+            ms = min(ms, SILENCE // 3) if sleepy and rng.random() < 0.6 else ms
             args: Args = {"us": ms * 1000 if rng.random() < 0.75 else creep}
         elif kind in ("listen", "leave"):
             args = {"process": rng.choice(PROCESSES)}
@@ -127,6 +125,7 @@ class Shadow:
         self.us = START
         self.permits = Permits(lambda process, message: 1)
         self.former: list[Args] = []  # yields and wakes, of which late copies may come
+        self.mute = ""  # a process of which nothing is heard for a while
 
     def run(self, kind: str, args: Args) -> None:
         if kind == "clock":
@@ -137,16 +136,21 @@ class Shadow:
     def choose(self, kind: str, args: Args) -> None:
         """Arguments of a step that is about conditions; others may be about sleepers, too."""
         rng, permits = self.rng, self.permits
+        if rng.random() < 0.015:
+            self.mute = rng.choice(PROCESSES)
         asleep = [token for sleepers in permits.sleepers.values() for token in sleepers]
-        holders, waiters = list(permits.holders), list(permits.waiters)
+        tokens, sleepers, asleep, holders, waiters = (
+            [token for token in those if process_of(token) != self.mute]
+            for those in (TOKENS, SLEEPERS, asleep, permits.holders, permits.waiters)
+        )
         if kind == "permit_yield":
             condition = rng.choice(CONDITIONS)
             args["count"] = rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 2**31))
             args["keep"] = int(rng.random() < 0.2)
             args["tombstone"] = 0 if args["keep"] or rng.random() < 0.7 else args["tombstone"]
-            token = rng.choice(some(rng, (holders, 16), (waiters, 3), (asleep, 1), (TOKENS, 1)))
+            token = rng.choice(some(rng, (holders, 16), (waiters, 3), (asleep, 1), (tokens, 1)))
             args["token"] = token
-            awake = [s for s in SLEEPERS if s.endswith(f"/{condition}") and s not in asleep]
+            awake = [s for s in sleepers if s.endswith(f"/{condition}") and s not in asleep]
             sleeps = not args["keep"] and rng.random() < 0.8
             if token in asleep or token in waiters:
                 args["count"], sleeps = rng.choice((0, 1)), False
@@ -155,12 +159,14 @@ class Shadow:
             args["sleeper"] = rng.choice(awake) if sleeps and awake else ""
         elif kind == "permit_wake":
             notified = [token for token in holders + waiters if condition_of(token)]
-            args["token"] = rng.choice(some(rng, (asleep, 12), (notified, 6), (SLEEPERS, 1)))
+            args["token"] = rng.choice(some(rng, (asleep, 12), (notified, 4), (sleepers, 1)))
             heir = f"{process_of(args['token'])}.5/{CLAIM}"
             heir = rng.choice(HEIRS) if rng.random() < 0.1 else heir
             args["heir"] = heir if rng.random() < 0.2 else ""
         elif kind in ("permit_release", "permit_renew", "permit_revoke") and rng.random() < 0.4:
-            args["token"] = rng.choice(holders or TOKENS)
+            args["token"] = rng.choice(holders or tokens)
+        elif kind == "permit_acquire" and rng.random() < 0.7:
+            args["token"] = rng.choice(tokens)
         if kind in ("permit_yield", "permit_wake"):
             if self.former and rng.random() < 0.1:  # a late copy of an earlier step
                 former = rng.choice(self.former)
