@@ -23,7 +23,7 @@ from dsync.lease import Lease
 from dsync.lock import Lock
 from dsync.reply import Reply
 from dsync.semaphore import BoundedSemaphore, Semaphore
-from dsync.subscription import Gap, Message, Subscription
+from dsync.subscription import Gap, Message, Stream, Subscription
 
 __all__ = [
     "AcquireTimeout",
@@ -52,6 +52,7 @@ __all__ = [
     "Semaphore",
     "SemaphoreInfo",
     "StoreUnavailable",
+    "Stream",
     "Subscription",
     "TooManyWaiters",
     "WaitTimeout",

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakMethod
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -25,7 +26,8 @@ class Beat:
 
     def __init__(self, client: "Client", action: Callable[[bool], None]) -> None:
         self._client = client
-        self._action = action
+        # Whoever beats may be collected: it is kept by what waits.
+        self._action = WeakMethod(action)
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 0.0  # when the timer should fire, time.monotonic()
 
@@ -52,4 +54,6 @@ class Beat:
     def _fire(self) -> None:
         self._timer = None
         stood_still = time.monotonic() - self._expected > SILENCE_MS / 2000
-        self._action(stood_still or not self._client.listening())
+        action = self._action()
+        if action is not None:
+            action(stood_still or not self._client.listening())

@@ -21,7 +21,7 @@ from dsync.line import DONE, Line, Waiter
 from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
 from dsync.request import Request
-from dsync.sleepers import Sleepers
+from dsync.sleepers import Sleepers, is_sleepers
 from dsync.store import Arg, Call, Done
 
 if TYPE_CHECKING:
@@ -55,8 +55,12 @@ class Cohort(Line):
         self._passes = 0
         self.beat = Beat(client, self._keep_places)
         self._turn = 0
-        self.sleepers = Sleepers(self)
         self._changing = 0  # calls of ours on their way that change the limit
+
+    @property
+    def sleepers(self) -> Sleepers:
+        """Its tasks that wait for conditions."""
+        return Sleepers(self)
 
     # -- what primitives call ------------------------------------------------------------------
 
@@ -361,7 +365,7 @@ class Cohort(Line):
 
     def _give_up(self, request: Request) -> None:
         if request.sleeps:
-            self.sleepers.abandon(request)
+            self.sleepers.abandon(request.token)
         else:
             self.abandon(request.token)
 
@@ -559,5 +563,8 @@ class Cohort(Line):
             self.drop(hold)
             if lease is not None:
                 lease.lose("its client was closed")
-            self.abandon(hold.token)
+            if lease is not None and lease.owner is None and is_sleepers(hold.token):
+                self.sleepers.abandon(hold.token)  # its task has yet to run, and will not
+            else:
+                self.abandon(hold.token)
         self.beat.stop()

@@ -144,6 +144,8 @@ class Condition:
             LeaseLost: it did, and does not any more; nobody is notified.
         """
         lease = self._lease("cannot notify on un-acquired lock")
+        if not isinstance(n, int):
+            raise TypeError(f"n must be an int, got {type(n).__name__}: {n!r}")
         if n > 0:
             self._add_notice(lease, n)
         return DONE

@@ -12,6 +12,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dsync.errors import ClientClosed
 from dsync.lease import Hold, Lease, Terms
 from dsync.line import Sleeper
 from dsync.reply import Reply
@@ -21,13 +22,13 @@ from dsync.store import Call, Done
 if TYPE_CHECKING:
     from dsync.cohort import Cohort
 
-__all__ = ["Sleepers"]
+__all__ = ["Sleepers", "is_sleepers"]
 
 LOST = "it was lost before the wait began: the store gave it to another or has forgotten it"
 
 
 class Sleepers:
-    """Puts tasks to sleep and wakes them; part of a Cohort, which has their requests."""
+    """Puts tasks to sleep and wakes them.  It has no state: their requests are the cohort's."""
 
     def __init__(self, cohort: "Cohort") -> None:
         self._cohort = cohort
@@ -135,6 +136,11 @@ class Sleepers:
                 # It ended before this task ran: the loop stood still.  The lock is needed anew.
                 sleeper.lease = None
                 self._cohort.put_away(lease)
+                try:
+                    self._cohort.client.enter()
+                except ClientClosed as closed:
+                    sleeper.error = closed
+                    return cancelled
                 sleeper.request = self._cohort.ask_for(sleeper.terms, sleeper)
             elif lease is not None or sleeper.error is not None:
                 return cancelled
@@ -146,7 +152,7 @@ class Sleepers:
     def send(self, request: Request) -> None:
         """Keep a sleeper's place, hear what became of it, or wake it if it has an heir."""
         heir = request.heir
-        if heir is None:
+        if heir is None or heir.token not in self._cohort.requests:
             token, done = "", partial(self._kept, request)
         else:
             token, done = heir.token, partial(self._roused, request, heir)
@@ -194,10 +200,15 @@ class Sleepers:
                 cohort.abandon(heir.token)
             cohort.answered(request, call)
 
-    def abandon(self, request: Request) -> None:
+    def abandon(self, token: str) -> None:
         """It will not use what it may have been notified of: that goes to another."""
-        condition = request.token.split("/", 2)[2]
-        self._cohort.permits.yield_up(request.token, condition, 1, _nothing, tombstone=True)
+        condition = token.split("/", 2)[2]
+        self._cohort.permits.yield_up(token, condition, 1, _nothing, tombstone=True)
+
+
+def is_sleepers(token: str) -> bool:
+    """Whether it is the token of a sleeper: `<client>.<counter>/<claim>/<condition>`."""
+    return token.count("/") == 2
 
 
 def _nothing(call: Call) -> None:
