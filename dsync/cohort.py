@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dsync.beat import Beat
 from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
-from dsync.line import DONE, Line, Waiter
+from dsync.line import DONE, Line, Sleeper, Waiter
 from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
 from dsync.request import Request
@@ -327,6 +327,8 @@ class Cohort(Line):
             self.abandon(request.token)
             del self.client.homes[request.token]
             return
+        if type(waiter) is Sleeper:
+            self.sleepers.served(request)
         self.holds[hold.token] = hold
         hold.terms = terms = waiter.terms
         self._passable += not terms.alone
@@ -536,7 +538,8 @@ class Cohort(Line):
         if missed or not queued:
             return
         self._turn += 1
-        for request in {id(r): r for r in (queued[0], queued[self._turn % len(queued)])}.values():
+        chosen = {id(r): r for r in (queued[0], queued[self._turn % len(queued)])}
+        for request in [*chosen.values(), *self.sleepers.oldest()]:
             if not request.asking:
                 self.send(request)
 

@@ -31,13 +31,14 @@ NEVER = float("inf")
 class Watcher:
     """A task that waits."""
 
-    __slots__ = ("future", "noted", "once")
+    __slots__ = ("future", "known", "noted", "once")
 
     def __init__(self, future: "asyncio.Future[None]", once: bool) -> None:
         self.future = future
         self.once = once  # it does not wait: now or not at all
         # The generation when the wait began; None until the store has told it.
         self.noted: int | None = None
+        self.known: int | None = None  # ... as this process knew it at the time
 
     def wake(self) -> None:
         if not self.future.done():
@@ -134,6 +135,8 @@ class Flag:
         if timeout:
             timer = loop.call_later(timeout, self._time_out, watcher, timeout)
         try:
+            if self._informed:
+                watcher.known = self._generation
             self._listen()
             self._in_turn(partial(self._record.run, "event_look", partial(self._noted, watcher)))
             await watcher.future
@@ -203,7 +206,10 @@ class Flag:
         flag, generation, _ = call.reply
         watcher.noted = generation
         self._answered(call)
-        if flag or self._generation > generation:
+        # If the connection broke over this look, a pulse may have come and gone since the wait
+        # began; or just before, and then one wake-up too many is the smaller evil.
+        missed = call.attempts > 1 and watcher.known is not None and generation > watcher.known
+        if flag or missed or self._generation > generation:
             watcher.wake()
         elif watcher.once:
             watcher.fail(self._too_late(0))
@@ -230,6 +236,11 @@ class Flag:
         # Older news than we have, unless the store has lost its data.
         if generation >= self._generation or generation == 0:
             self._learn(flag, generation, ms, call.sent)
+
+    @property
+    def _informed(self) -> bool:
+        """Whether what is known was up to date before what is on its way now."""
+        return self._listening and self._generation > 0
 
     def _learn(self, flag: int, generation: int, ms: int, since: float) -> None:
         self._set, self._generation = bool(flag), generation

@@ -53,7 +53,7 @@ class Hub:
         # What waits until they have room, and how many of those were dropped.
         self._stalled: deque[Parcel | Gap] = deque()
         self._listening = False
-        self._spell = 0  # how often we began or ceased to listen
+        self._spell = 0  # how often we began to listen
         self._confirmed = False  # the server has said that we listen
         self._heard = 0  # messages
         self._position: Position | None = None  # of the last message heard; None: not live yet
@@ -61,7 +61,7 @@ class Hub:
         self._early: deque[bytes] = deque(maxlen=1000)  # heard before we were live
         self._asking = 0  # looks that are under way
         # It notices a connection on which nothing comes, and makes one where there is none.
-        self._beat = Beat(client, lambda missed: self._on_beat())
+        self._beat = Beat(client, self._on_beat)
 
     # -- publishing -----------------------------------------------------------------------------
 
@@ -139,7 +139,6 @@ class Hub:
             self.resume()
         if not (self._by_event or self._by_pattern) and self._listening:
             self._listening = self._confirmed = False
-            self._spell += 1
             self._position = None
             self._stalled.clear()
             self._early.clear()
@@ -193,7 +192,7 @@ class Hub:
         if self._listening and (self._position is not None or self.client.store.ordered):
             self._ask()
 
-    def _on_beat(self) -> None:
+    def _on_beat(self, missed: bool) -> None:
         if self._listening:
             if not self._asking and self.client.store.ordered:
                 self._ask()
@@ -211,7 +210,7 @@ class Hub:
     def _looked(self, spell: int, ripe: bool, before: Position | None, call: Call) -> None:
         self._asking -= 1
         if spell != self._spell:
-            return  # from before we ceased to listen
+            return  # from before we ceased to, and began again
         if isinstance(call.reply, BaseException):
             if self._position is None:
                 self._give_up(call.reply)

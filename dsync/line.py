@@ -48,18 +48,19 @@ class Sleeper(Waiter):
     So what it gets is kept here, not in a future, which dies when the task is cancelled.
     """
 
-    __slots__ = ("error", "lease", "notified", "timed_out")
+    __slots__ = ("error", "lease", "notified", "roused", "timed_out")
 
     def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
         super().__init__(future, terms)
         self.lease: Lease | None = None
         self.error: BaseException | None = None
         self.notified = False  # a notification was spent on it
+        self.roused = False  # it waits for no notification any more
         self.timed_out = False
 
     @property
     def gone(self) -> bool:
-        return False
+        return self.lease is not None or self.error is not None
 
     def give(self, lease: Lease) -> None:
         self.lease = lease

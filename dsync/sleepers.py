@@ -70,8 +70,11 @@ class Sleepers:
         permits = self._cohort.permits
         if hold.notices:
             other, others = hold.notices.popitem()
-            then = partial(self._yield_up, hold, condition, count, sleeper, done)
-            permits.yield_up(hold.token, other, others, lambda call: then(), keep=True)
+
+            def then(call: Call) -> None:
+                self._yield_up(hold, condition, count, sleeper, done)
+
+            permits.yield_up(hold.token, other, others, then, keep=True, tombstone=True)
         else:
             permits.yield_up(
                 hold.token, condition, count, done, sleeper=sleeper, tombstone=hold.tombstone
@@ -109,18 +112,27 @@ class Sleepers:
         if isinstance(request.waiter, Sleeper):
             request.waiter.notified = True
 
+    def served(self, request: Request) -> None:
+        """An heir may be served before its waking is answered: then its sleeper is no more."""
+        waiter = request.waiter
+        if isinstance(waiter, Sleeper) and waiter.request is not request:
+            before, waiter.request = waiter.request, request
+            if before is not None and before.token in self._cohort.requests:
+                self._cohort.forget(before)
+                self._cohort.abandon(before.token)
+
     def rouse(self, sleeper: Sleeper) -> None:
         """It waits for no notification any more, only for the lock."""
         cohort, request = self._cohort, sleeper.request
+        sleeper.roused = True
         if request is None or request.heir is not None or not request.sleeps:
             return
         if request.token not in cohort.requests:
             return  # it has got the lock
-        terms = request.terms
-        request.heir = Request(cohort.client.token(terms.claim), terms, sleeper)
-        request.heir.asking = True
-        cohort.enlist(request.heir)
-        cohort.send(request)
+        if request.asking:
+            request.again = True  # one question at a time
+        else:
+            cohort.send(request)
 
     async def woken(self, sleeper: Sleeper) -> asyncio.CancelledError | None:
         """Wait until it holds the lock, or has failed.  -> the last cancellation in the meantime"""
@@ -145,12 +157,26 @@ class Sleepers:
             elif lease is not None or sleeper.error is not None:
                 return cancelled
 
+    def oldest(self) -> list[Request]:
+        """Of each condition the one that speaks for it: each has a queue to be kept."""
+        oldest: dict[str, Request] = {}
+        for token, request in self._cohort.asleep.items():
+            oldest.setdefault(token.split("/", 2)[2], request)
+        return list(oldest.values())
+
     def asleep(self, condition: str) -> int:
         """How many tasks of this process sleep in a condition."""
         return sum(token.endswith(f"/{condition}") for token in self._cohort.asleep)
 
     def send(self, request: Request) -> None:
         """Keep a sleeper's place, hear what became of it, or wake it if it has an heir."""
+        sleeper = request.waiter
+        assert isinstance(sleeper, Sleeper)
+        if sleeper.roused and request.heir is None and not sleeper.notified:
+            terms = request.terms
+            request.heir = Request(self._cohort.client.token(terms.claim), terms, sleeper)
+            request.heir.asking = True
+            self._cohort.enlist(request.heir)
         heir = request.heir
         if heir is None or heir.token not in self._cohort.requests:
             token, done = "", partial(self._kept, request)
@@ -160,6 +186,7 @@ class Sleepers:
 
     def _kept(self, request: Request, call: Call) -> None:
         cohort = self._cohort
+        request.resent = request.resent or call.attempts > 1
         if type(call.reply) is list:
             code, _, ms, waiting, _, _ = call.reply
             call.reply = call.reply[:5]
@@ -195,6 +222,7 @@ class Sleepers:
         elif woken:
             cohort.leave(heir)  # it holds the lock all the same: a grant was under way
         else:
+            request.heir = None
             cohort.forget(heir)
             if heir.resent:
                 cohort.abandon(heir.token)

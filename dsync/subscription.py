@@ -87,6 +87,7 @@ class Subscription:
 
     @property
     def full(self) -> bool:
+        """Whether there is no room for another message."""
         return self._size >= self.maxsize
 
     def put(self, parcel: Parcel) -> None:

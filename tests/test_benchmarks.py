@@ -52,6 +52,20 @@ def test_event_and_condition_are_measured_against_floors_without_them():
         assert float(line.partition(ratio)[2].split()[0]) > 0
 
 
+def test_the_bus_is_measured_against_plain_redis_py():
+    done = run("--seconds", "0.2", "--rounds", "1", "bus-publish", "bus-delivery", "bus-queued")
+    assert done.returncode == 0, done.stderr
+    for ratio, goal in {
+        "dsync vs one by one": "≥ 8",
+        "dsync ÷ hand-written pipelines": "≥ 0.5",
+        "p50, dsync ÷ redis.asyncio pub/sub": "≤ 1.5",
+        "MB for 100,000 queued messages": "",
+    }.items():
+        line = next(line for line in done.stdout.splitlines() if ratio in line)
+        assert goal in line
+        assert float(line.partition(ratio)[2].split()[0]) > 0
+
+
 def test_list_says_what_there_is():
     done = run("--list")
     assert done.returncode == 0, done.stderr

@@ -100,6 +100,8 @@ def test_a_run_keeps_every_promise():
     assert figures(said, "calls upstream at once")[0] == 4
     put, done, left, lost, *_ = figures(said, "loses nothing")
     assert (done > 50, lost, 0 <= put - done - left <= 1) == (True, 0, True)
+    told, not_heard, out_of_order = figures(said, "heard in order")
+    assert (told > 50, not_heard, out_of_order) == (True, 0, 0)
     wake_ups, without = figures(said, "wakes with the lock")
     assert (wake_ups > 10, without) == (True, 0)
     waited, victim, heir, lease = figures(said, "lock passes on in 2 s")
@@ -236,6 +238,8 @@ class Evidence:
         self.note(by, until - 0.02, "writing", "ledger", hold, read=read, total=read + 1)
         self.note(by, until - 0.01, "written", "ledger", hold)
         self.note(by, until, "left", "ledger", hold)
+        self.note(0, until + 0.001, "heard", whom=by, fence=fence)
+        self.note(by, until + 0.002, "told", "ledger", hold)
 
     def slot(self, by: int, hold: int, since: float, until: float) -> None:
         self.note(by, since, "entered", "slots", hold)
@@ -251,6 +255,10 @@ class Evidence:
 
     def find(self, by: int, what: str, hold: int = 0) -> dict[str, Any]:
         return next(e for e in self.journals[by] if (e["what"], e["hold"]) == (what, hold))
+
+    def heard(self, of: int) -> list[dict[str, Any]]:
+        """The news of this worker that were heard."""
+        return [e for e in self.journals[0] if e["what"] == "heard" and e["whom"] == of]
 
     def drop(self, by: int, what: str, hold: int = 0) -> None:
         self.journals[by].remove(self.find(by, what, hold))
@@ -297,6 +305,28 @@ def one_wakes_while_another_holds(e: Evidence) -> None:
 
 def one_wakes_with_the_fence_of_another(e: Evidence) -> None:
     e.find(2, "entered", 21)["fence"] = 100
+
+
+def news_are_not_heard(e: Evidence) -> None:
+    e.journals[0].remove(e.heard(of=2)[0])
+
+
+def more_news_are_not_heard_than_missed(e: Evidence) -> None:
+    for number in (1, 2):
+        e.journals[0].remove(e.heard(of=number)[0])
+    e.note(0, 4.0, "missed", count=1)
+
+
+def news_are_heard_twice(e: Evidence) -> None:
+    e.note(0, 5.0, "heard", whom=2, fence=30)
+
+
+def news_overtake_each_other(e: Evidence) -> None:
+    e.ledger(2, 30, 5.1, 5.2, fence=41, read=2)
+    e.total = 4
+    e.find(3, "writing", 1).update(read=3, total=4)
+    first, second = e.heard(of=2)
+    first["at"], second["at"] = second["at"], first["at"]
 
 
 def two_hold_at_once(e: Evidence) -> None:
@@ -366,6 +396,10 @@ BREACHES: list[tuple[Callable[[Evidence], None], str]] = [
     (the_queue_overflows, "loses nothing"),
     (one_wakes_while_another_holds, "wakes with the lock"),
     (one_wakes_with_the_fence_of_another, "wakes with the lock"),
+    (news_are_not_heard, "heard in order"),
+    (more_news_are_not_heard_than_missed, "heard in order"),
+    (news_are_heard_twice, "heard in order"),
+    (news_overtake_each_other, "heard in order"),
     (two_hold_at_once, "one holder at a time"),
     (the_killed_one_is_followed_too_early, "one holder at a time"),
     (a_fence_goes_back, "a greater fence"),
@@ -386,7 +420,7 @@ BREACHES: list[tuple[Callable[[Evidence], None], str]] = [
 def test_the_verdict_on_a_faultless_run_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert Evidence().judged(tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert all(line.startswith("ok ") for line in lines)
 
 
@@ -417,6 +451,20 @@ def test_a_run_without_the_kill_or_the_stop_proves_too_little(missing: str, tmp_
     evidence = Evidence()
     evidence.drop(0, missing)
     assert evidence.judged(tmp_path) == 1
+
+
+@pytest.mark.parametrize("missed", [1, 5, None])
+def test_news_that_were_reported_as_missed_need_not_be_heard(missed: int | None, tmp_path: Path):
+    evidence = Evidence()
+    news_are_not_heard(evidence)
+    evidence.note(0, 5.0, "missed", count=missed)
+    assert evidence.judged(tmp_path) == 0
+
+
+def test_news_whose_confirmation_a_kill_cut_off_may_be_heard(tmp_path: Path):
+    evidence = Evidence()
+    evidence.note(0, 3.05, "heard", whom=1, fence=20)
+    assert evidence.judged(tmp_path) == 0
 
 
 @pytest.mark.parametrize(("total", "code"), [(3, 1), (4, 0)])

@@ -14,6 +14,7 @@ import redis
 from dsync.local import barriers, buses, events, permits
 from dsync.local.store import TRANSITIONS
 from dsync.redis.script import SCRIPTS, TEXTS, Script
+from dsync.store import Arg
 
 ROOT = Path(__file__).parent.parent
 FOLDER = resources.files("dsync.redis") / "lua"
@@ -173,7 +174,7 @@ def test_the_twin_takes_the_same_arguments(name: str) -> None:
 # -- calls by name --------------------------------------------------------------------------------
 
 
-def arguments_of(name: str) -> dict[str, str | int]:
+def arguments_of(name: str) -> dict[str, Arg]:
     return {argument: f"the {argument}" for argument in SCRIPTS[name].arguments}
 
 

@@ -1,7 +1,8 @@
 """`dsync demo`: the project's main job on real processes, and a verdict on what they did.
 
 `worker.py` is the part to learn from.  The rest sets the stage (`run`, `crew`, `upstream`,
-`ledger`), shows it (`scene`, `view`), writes it all down (`journal`) and judges it (`verdict`).
+`ledger`), shows it (`scene`, `view`), writes it all down (`journal`, `listener`) and judges it
+(`verdict`).
 """
 
 import argparse

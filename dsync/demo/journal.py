@@ -28,9 +28,11 @@ class Event:
         entered, left, lost                 a hold: it is ours; is about to be released; was lost
         lingers                             a hold that takes long, as ordered
         writing, written                    within a hold of the ledger
+        told                                the server has taken the news of what was written
         done                                the work on an item that was taken from the queue
         set up, opened                      by the director: its terms; it opens the gate
         killed, stopped, continued          by the director: what it did to a worker
+        heard, missed                       by the director: such news; that some were lost
         ended, summed up                    by the director: a worker is gone; the last figures
     """
 

@@ -11,10 +11,11 @@ from secrets import token_hex
 import dsync
 from dsync.demo.crew import Crew
 from dsync.demo.journal import DIRECTOR, Journal, Journals
+from dsync.demo.listener import listening
 from dsync.demo.scene import Scene
 from dsync.demo.upstream import Upstream
 from dsync.demo.view import View, view_for
-from dsync.demo.worker import GATE, LEASE, QUEUE_SIZE, SLOTS, UPSTREAM_CAP
+from dsync.demo.worker import GATE, LEASE, NEWS, QUEUE_SIZE, SLOTS, UPSTREAM_CAP
 from dsync.redis.store import RedisStore
 
 __all__ = ["NoServer", "perform"]
@@ -59,10 +60,13 @@ async def perform(
         count = "1 process" if workers == 1 else f"{workers} processes"
         title = f"dsync demo: {count} on {where}, leases of {LEASE:g} s."
         try:
-            with view_for(play.scene, title, seconds, plain) as view:
-                return await play.shown(view)
+            async with listening(client.event_bus(NEWS), journal):
+                try:
+                    with view_for(play.scene, title, seconds, plain) as view:
+                        return await play.shown(view)
+                finally:
+                    await crew.dismiss()
         finally:
-            await crew.dismiss()
             after = await _commands(client)
             commands = None if before is None or after is None else after - before
             journal.note("summed up", most=upstream.most, calls=upstream.calls, commands=commands)

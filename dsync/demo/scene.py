@@ -29,6 +29,7 @@ class Scene:
         # Of those who hold the ledger: worker -> the hold, and since when.
         self.holders: dict[int, Event] = {}
         self.lingerer: int | None = None  # who has begun what was ordered
+        self.news = 0  # heard by the director
         self._killed: Event | None = None  # until the lock has passed on
 
     @property
@@ -72,6 +73,7 @@ class Scene:
     def _directed(self, event: Event) -> None:
         if event.what == "opened":
             self._tell(event, f"the gate opens, for {len(self.workers)} at once")
+        self.news += event.what == "heard"
         sight = self.workers.get(event["whom"]) if event.what in VERBS else None
         if sight is None:
             return

@@ -20,18 +20,25 @@ class Upstream:
         self._server: asyncio.Server | None = None
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # A call begins when it is asked for: who is stopped before that asks when it runs
+            # again, if its permit is still its own.
+            if await reader.readline():
+                await self._work()
+                writer.write(b"done\n")
+        except ConnectionError:
+            pass  # the caller was killed
+        finally:
+            writer.close()
+
+    async def _work(self) -> None:
         self.calls += 1
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await reader.readline()
             await asyncio.sleep(random.uniform(0.005, 0.015))
-        except ConnectionError:
-            pass  # the caller was killed
         finally:
             self.now -= 1  # before the caller can know, and give its permit to the next
-            writer.write(b"done\n")
-            writer.close()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._answer, self.path)

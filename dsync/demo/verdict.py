@@ -63,6 +63,8 @@ class Story:
         self.ready: dict[int, Event] = {}
         self.through: dict[int, Event] = {}  # ... the gate
         self.done: list[str] = []  # items of the queue
+        self.heard: dict[int, list[int]] = defaultdict(list)  # worker -> fences of its news
+        self.missed: list[int | None] = []  # news that were lost, each time
         self.holds: dict[str, list[Hold]] = defaultdict(list)  # of what -> in order of entering
         self._read(sorted(events, key=lambda event: event.at))
         for hold in [hold for holds in self.holds.values() for hold in holds]:
@@ -80,6 +82,10 @@ class Story:
                 getattr(self, event.what)[event.worker] = event
             elif event.what == "done":
                 self.done.append(event["item"])
+            elif event.what == "heard":
+                self.heard[event["whom"]].append(event["fence"])
+            elif event.what == "missed":
+                self.missed.append(event["count"])
             elif event.worker == DIRECTOR and event.what == "ended":
                 self.ended[event["whom"]] = event
             elif event.worker == DIRECTOR:
@@ -131,6 +137,7 @@ def _promises(story: Story, terms: dict[str, Any], ledger: int, queue: Queue) ->
     yield _upstream(story, terms.get("cap", 0))
     yield _queue(story, queue, terms.get("size", 0))
     yield _waking(story.holds["queue"])
+    yield _news(story, holds)
     yield _hand_over(story, holds, terms.get("lease", 0.0))
     yield _stopped(story, holds)
     yield _commands(story, bool(terms.get("own")))
@@ -235,6 +242,20 @@ def _waking(holds: list[Hold]) -> Promise:
     bad = _overlaps(holds) + _out_of_order(holds)
     measured = f"{len(woken)} wake-ups, {bad} without it"
     return Promise("who is notified wakes with the lock", measured, _kept(woken, not bad))
+
+
+def _news(story: Story, holds: list[Hold]) -> Promise:
+    """A worker's news carry the fences of its holds, so they have to grow."""
+    told = [(hold.worker, hold.fence) for hold in holds if "told" in hold.notes]
+    heard = {(who, fence) for who, fences in story.heard.items() for fence in fences}
+    mixed = sum(a >= b for fences in story.heard.values() for a, b in pairwise(fences))
+    lost = len(set(told) - heard)
+    known = sum(missed or 0 for missed in story.missed)
+    measured = f"{len(told)} told, {lost} not heard, {mixed} out of order"
+    if story.missed:
+        measured += f", {len(story.missed)} gaps: {'?' if None in story.missed else known}"
+    kept = not mixed and (None in story.missed or lost <= known)
+    return Promise("news is heard in order, or as a gap", measured, _kept(told, kept))
 
 
 def _hand_over(story: Story, holds: list[Hold], lease: float) -> Promise:

@@ -74,7 +74,7 @@ class Plain:
         workers = self._scene.workers.values()
         holds = (f"{kind} {sum(sight.holds[kind] for sight in workers)}" for kind in KINDS)
         holder = next(iter(self._scene.holders), None)
-        return f"holds: {', '.join(holds)}; the lock is with " + (
+        return f"holds: {', '.join(holds)}; news: {self._scene.news}; the lock is with " + (
             f"worker {holder}" if holder else "nobody"
         )
 
@@ -112,7 +112,8 @@ class Live:
         from rich.text import Text
 
         passed = min(time.monotonic() - self._started, self._seconds)
-        head = Text(f"{self._title}  {passed:.0f} of {self._seconds:g} s", style="bold")
+        progress = f"{passed:.0f} of {self._seconds:g} s, {self._scene.news} news"
+        head = Text(f"{self._title}  {progress}", style="bold")
         story = [
             Text(f"{at - self._started:5.1f} s  {what}") for at, what in self._scene.story[-TOLD:]
         ]

@@ -17,13 +17,14 @@ from dsync.demo.journal import HoldNotes, Journal
 from dsync.demo.ledger import Ledger
 from dsync.demo.upstream import call
 
-__all__ = ["GATE", "LEASE", "QUEUE_SIZE", "SLOTS", "UPSTREAM_CAP", "main"]
+__all__ = ["GATE", "LEASE", "NEWS", "QUEUE_SIZE", "SLOTS", "UPSTREAM_CAP", "main"]
 
 LEASE = 1.5  # seconds; short, so that one can watch what happens when a holder dies
 SLOTS = 3
 UPSTREAM_CAP = 4
 QUEUE_SIZE = 3
 GATE = "go"  # what the event is called
+NEWS = "ledger"  # ... and the bus on which everybody hears what was written
 
 
 class Worker:
@@ -38,6 +39,7 @@ class Worker:
         self.linger = 0.0  # seconds that the next entry in the ledger is to take
 
         self.gate = client.event(GATE)
+        self.news = client.event_bus(NEWS)
         self.lock = client.lock("ledger", lease=LEASE)
         self.slots = client.semaphore("slots", SLOTS, lease=LEASE)
         self.calls = client.bounded_semaphore("upstream", UPSTREAM_CAP, lease=LEASE)
@@ -82,7 +84,10 @@ class Worker:
                     note("writing", read=total, total=total + 1)
                     self.ledger.write(total + 1)
                     note("written")
+                    told = self.news.trigger("entry.written", [self.journal.worker, lease.fence])
                     note("left")
+                await told
+                note("told")
             except dsync.LeaseLost:
                 note("lost")
 

@@ -26,18 +26,18 @@ class Signal:
 
     def sweep(self, now: int) -> bool:
         self.left = {token: until for token, until in self.left.items() if until > now}
-        live = self.flag and (self.ends == 0 or self.ends > now)
-        return not live and not self.left and now - self.clock > KEEP_MS
+        return not self.is_set(now) and not self.left and now - self.clock > KEEP_MS
 
     def empty(self) -> bool:
         return not self.generation and not self.left
 
     def at(self, us: int) -> int:
-        """Now, ms; an event whose time is over is unset."""
-        now = max(us // 1000, self.clock)
-        if self.ends and self.ends <= now:
-            self.flag = False
-        return now
+        """Now, ms."""
+        return max(us // 1000, self.clock)
+
+    def is_set(self, now: int) -> bool:
+        """An event whose time is over is unset."""
+        return self.flag and (self.ends == 0 or self.ends > now)
 
     def repeated(self, token: str, now: int, tombstone: int) -> bool:
         if self.left.get(token, 0) > now:
@@ -47,14 +47,14 @@ class Signal:
         return False
 
     def change(self, wanted: bool, ends: int, us: int, now: int, channel: str) -> None:
-        if wanted != self.flag:
+        if wanted != self.is_set(now):
             self.generation = max(self.generation + 1, us)
         self.flag, self.ends, self.clock = wanted, ends, now
         self.publish(channel, b"%d %d %d" % tuple(self.reply(now)))
 
     def reply(self, now: int) -> list[int]:
-        ms = self.ends - now if self.flag and self.ends else -1
-        return [int(self.flag), self.generation, ms]
+        flag = self.is_set(now)
+        return [int(flag), self.generation, self.ends - now if flag and self.ends else -1]
 
 
 def event_look(signal: Signal, us: int) -> list[int]:
@@ -66,7 +66,7 @@ def event_set(
 ) -> list[int]:
     now = signal.at(us)
     if not signal.repeated(token, now, tombstone) and not (
-        signal.flag and signal.ends == 0 and ttl == 0
+        signal.is_set(now) and signal.ends == 0 and ttl == 0
     ):
         signal.change(True, now + ttl if ttl else 0, us, now, channel)
     return signal.reply(now)
@@ -74,7 +74,7 @@ def event_set(
 
 def event_clear(signal: Signal, us: int, *, token: str, channel: str, tombstone: int) -> list[int]:
     now = signal.at(us)
-    if not signal.repeated(token, now, tombstone) and signal.flag:
+    if not signal.repeated(token, now, tombstone) and signal.is_set(now):
         signal.change(False, 0, us, now, channel)
     return signal.reply(now)
 

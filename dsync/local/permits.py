@@ -128,9 +128,9 @@ class Step:
 
     def notify(self, condition: str, count: int) -> None:
         permits = self.permits
-        sleepers = permits.sleepers.get(condition, {})
-        while count > 0 and sleepers:
-            token = next(iter(sleepers))
+        for token in list(permits.sleepers.get(condition, ())):
+            if count <= 0:
+                break
             permits.forget_sleeper(token)
             if self.silence_of(token) < self.silence:
                 permits.waiters[token] = permits.new_ticket(self.us)
@@ -256,7 +256,12 @@ def permit_yield(
     step = Step(permits, us, block, silence)
     now = step.now
     held = notified = permits.holders.get(token, 0) > now
-    if not keep:
+    known = f"{token} {condition}" if keep else token
+    if keep:
+        notified = held and permits.left.get(known, 0) <= now
+    else:
+        if not held:
+            step.drop_expired()
         permits.drop(token)
         permits.forget_sleeper(token)
         notified = permits.waiters.pop(token, None) is not None or held
@@ -267,7 +272,7 @@ def permit_yield(
         permits.clock = now
         permits.note_alive(process_of(sleeper), now, silence)
     if tombstone:
-        permits.refuse(token, now, tombstone)
+        permits.refuse(known, now, tombstone)
     step.hand_over("", 0)
     return [int(held), len(permits.waiters)]
 

@@ -131,6 +131,8 @@ class PooledLink(Link):
         self.channels.add(channel)
         if self._deaf:
             self._refuse(channel)
+        elif channel in self._confirmed:
+            self.inbox.tuned(channel, None)  # left and back before the server was told
         else:
             self._start()
 

@@ -147,7 +147,7 @@ class Shadow:
             condition = rng.choice(CONDITIONS)
             args["count"] = rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 2**31))
             args["keep"] = int(rng.random() < 0.2)
-            args["tombstone"] = 0 if args["keep"] or rng.random() < 0.7 else args["tombstone"]
+            args["tombstone"] = 0 if rng.random() < 0.7 else args["tombstone"]
             token = rng.choice(some(rng, (holders, 16), (waiters, 3), (asleep, 1), (tokens, 1)))
             args["token"] = token
             awake = [s for s in sleepers if s.endswith(f"/{condition}") and s not in asleep]
@@ -414,14 +414,18 @@ class Watch:
         moved: list[str] = []
         by_end = sorted(self.holders, key=lambda one: (self.holders[one], one))
         heir = str(args.get("heir", ""))
-        leaves = {token, heir} if args.get("keep") != 1 else set()  # of its own accord, not dead
-        dead = [one for one in [*by_end, *self.queue] if one not in there | leaves]
         held, waited = token in self.live(self.holders), token in self.queue
+        leaves = {token, heir} if args.get("keep") != 1 else set()  # of its own accord, not dead
+        if transition == "permit_yield" and not args["keep"] and not held and not waited:
+            leaves = set()  # its lease had ended, so it was as good as dead
+        dead = [one for one in [*by_end, *self.queue] if one not in there | leaves]
         if transition == "permit_yield":
             if not args["keep"]:
                 forget(rest, token)
-            claimed = token in self.holders and condition_of(token) != ""  # if only until now
-            if held or (not args["keep"] and (waited or claimed)):
+            told = f"{token} {args['condition']}"
+            repeated = args["keep"] and self.left.get(told, 0) > self.now
+            self.seen["repeated"] += bool(repeated and held)
+            if (held and not repeated) or (not args["keep"] and waited):
                 moved += self.notified(rest, args["condition"], args["count"], self.alive)
             sleeper = str(args["sleeper"])
             if held and sleeper and self.left.get(sleeper, 0) <= self.now:

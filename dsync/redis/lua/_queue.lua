@@ -75,6 +75,16 @@ local function drop_expired()
   end
 end
 
+-- Grants a permit.  Somebody has to find it here if one that was notified dies: sleepers look once a
+-- heartbeat.
+local function give(token, lease)
+  grant(token, lease, taken > 0 and redis.call('PTTL', holders) or 0)
+  taken = taken + 1
+  if condition_of(token) then
+    redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 10 * silence))
+  end
+end
+
 -- Serves the queue in order while permits are free; `asker`, if it gets its turn, gets a full
 -- `lease` and no message.  A waiter silent for too long is dropped.  One that is not listening at
 -- the moment is dropped only if it is also late with its heartbeat.  -> true: the asker was served
@@ -89,12 +99,7 @@ local function hand_over(asker, lease)
       bury(head)
     else
       local claim = head == asker and lease or tonumber(string.match(head, '/(%d+)'))
-      grant(head, claim, taken > 0 and redis.call('PTTL', holders) or 0)
-      taken = taken + 1
-      if condition_of(head) then
-        -- Somebody has to find it here if it dies: sleepers look once a heartbeat.
-        redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 10 * silence))
-      end
+      give(head, claim)
       if head == asker then return true end
       local listening = redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
         .. string.format('%.0f', fence) .. ' ' .. claim .. ' '

@@ -31,7 +31,7 @@ local function take(token, lease, wait)
     return {1, fence, lease, redis.call('ZCARD', waiters), limit}
   end
   if not place and taken < limit then
-    grant(token, lease, redis.call('PTTL', holders))
+    give(token, lease)
     return {1, fence, lease, 0, limit}
   end
   if place and redis.call('ZRANGE', waiters, 0, 0)[1] == token then

@@ -29,6 +29,7 @@ local sleepers = sleepers_of(condition_of(token))
 if heir == '' and redis.call('ZSCORE', sleepers, token) then
   note_alive(token)
   redis.call('PEXPIRE', sleepers, 10 * silence)
+  redis.call('PEXPIRE', waiters, 10 * silence) -- one that was notified there may die, too
   hand_over('', 0)
   local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
   local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1

@@ -20,7 +20,8 @@ local keep      = ARGV[5]            -- 1: the lock stays with the holder; 0: it
 local block     = tonumber(ARGV[6])  -- fences a grant reserves
 local inbox     = ARGV[7]
 local silence   = tonumber(ARGV[8])  -- ms
-local tombstone = tonumber(ARGV[9])  -- ms for which an acquire of this token is refused; 0: none
+local tombstone = tonumber(ARGV[9])  -- ms for which an acquire of this token is refused (a copy of
+                                     -- this call, if the lock is kept); 0: none
 
 -- include: now
 -- include: grant
@@ -28,7 +29,14 @@ local tombstone = tonumber(ARGV[9])  -- ms for which an acquire of this token is
 
 local held = (tonumber(redis.call('ZSCORE', holders, token)) or 0) > now and 1 or 0
 local notified = held
-if keep == '0' then
+-- Of a holder that stays nothing but this tells a copy of the call, for each condition.
+local known = token
+if keep == '1' then
+  known = token .. ' ' .. condition
+  if (tonumber(redis.call('ZSCORE', left, known)) or 0) > now then notified = 0 end
+else
+  -- One whose lease has ended uncollected is as good as dead: what it was notified of goes on.
+  if held == 0 then drop_expired() end
   drop(token)
   if condition_of(token) then
     redis.call('ZREM', sleepers_of(condition_of(token)), token)
@@ -45,7 +53,7 @@ if held == 1 and sleeper ~= '' and (tonumber(redis.call('ZSCORE', left, sleeper)
 end
 if tombstone > 0 then
   redis.call('ZREMRANGEBYSCORE', left, '-inf', now)
-  redis.call('ZADD', left, now + tombstone, token)
+  redis.call('ZADD', left, now + tombstone, known)
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
