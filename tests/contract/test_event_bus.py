@@ -75,15 +75,6 @@ def told(world: World) -> list[BaseException]:
     return errors
 
 
-@pytest.fixture
-def fresh(world: World, request: pytest.FixtureRequest) -> None:
-    """A bus is subscribed to again at once after the last one has left."""
-    if world.kind == "fakeredis":
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="PooledLink does not tell `tuned` then")
-        )
-
-
 # -- on, once, off, wait_for -----------------------------------------------------------------------
 
 
@@ -311,9 +302,7 @@ async def test_what_is_triggered_after_await_on_is_never_missed(world: World) ->
         subscription.cancel()
 
 
-async def test_what_is_triggered_after_subscribing_again_is_never_missed(
-    world: World, fresh: None
-) -> None:
+async def test_what_is_triggered_after_subscribing_again_is_never_missed(world: World) -> None:
     one, two = world.client().event_bus(), world.client().event_bus()
     for number in range(40):
         async with asyncio.timeout(1), two.subscribe("x") as events:

@@ -401,4 +401,3 @@ async def test_waiters_whose_messages_are_all_lost_are_served_by_asking(
     async with asyncio.timeout(10):
         await asyncio.gather(*tasks)
     assert served == [0, 1, 2, 3, 4]
-
