@@ -43,7 +43,7 @@ class Barrier:
         index = await barrier.wait()    # 0 to 3, another one for each of the four
 
     It may be used again and again: nobody passes for the next time before all have passed for the
-    last time, or died.  A party that dies while it waits leaves when its lease ends.
+    last time, or died.  A party that dies while it waits leaves when its lease (seconds) ends.
 
     Once a generation is complete all its parties pass, whatever comes after: asyncio breaks those
     that have not run yet by an `abort()` or `reset()` that comes right then.

@@ -34,11 +34,12 @@ examples:
 """
 
 DEMO_ABOUT = """\
-Start worker processes that share a lock, semaphores, an event and conditions, and watch them.
+Start worker processes that share a lock, semaphores, an event, conditions and a bus, and watch.
 
   ledger    a lock around read, compute, write on one file
   slots     a semaphore: three may be in
   upstream  a bounded semaphore before a service that counts the calls it has at once
+  news      what is written in the ledger is told on a bus, and nothing of it is lost unnoticed
   queue     two conditions over one lock around a queue with room for three; an event starts all
 
 One worker is killed while it holds the lock, and another is stopped until its lease is over.

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from functools import partial
 from itertools import count
+from sys import intern
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Hub"]
 
 log = logging.getLogger("dsync")
-BATCH, BATCH_BYTES = 512, 256 * 1024  # messages, bytes that are published in one step
+# Messages, bytes that are published in one step: it holds up the server for everybody.
+BATCH, BATCH_BYTES = 128, 256 * 1024
 REMEMBER_MS = 60_000  # for as long a repeated batch is known as one
 BACKLOG = 100_000  # messages that wait for a subscriber with overflow="block"
 GRACE = 1.0  # seconds in which messages may still overtake an answer that came by another way
@@ -262,7 +264,9 @@ class Hub:
         parts = payload.split(b" ", 4)
         try:
             epoch, sequence = int(parts[0]), int(parts[1])
-            origin, event, data = parts[2].decode(), unquote(parts[3].decode()), parts[4]
+            # Interned: what waits in queues has the same few names again and again.
+            origin, event = intern(parts[2].decode()), intern(unquote(parts[3].decode()))
+            data = parts[4]
         except (ValueError, IndexError):
             self.report(
                 BadMessage(f"{self.what}: somebody else wrote on its channel: {payload[:200]!r}")

@@ -29,7 +29,7 @@ class Message:
     event: str
     data: Any
     origin: str  # the client that triggered it: `label:host:pid:...`
-    sequence: int  # greater than that of every earlier message of the bus
+    sequence: int  # greater by one than the last one's, while the server keeps its data
     is_local: bool  # whether this client did
 
 
