@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Rig:
         self.id = f"rig:{uuid.uuid4().hex[:12]}"
         self.pushes: list[tuple[list[bytes], float]] = []
         self.gaps = 0
+        self.told: list[tuple[str, bytes]] = []  # on which channel, what
+        self.tunings: list[tuple[str, BaseException | None]] = []
         self.own: Any = None  # the client that a pooled link uses
         if kind == "fakeredis":
             server = fakeredis.FakeServer()
@@ -69,6 +72,12 @@ class Rig:
 
     def gap(self) -> None:
         self.gaps += 1
+
+    def news(self, channel: str, payload: bytes) -> None:
+        self.told.append((channel, payload))
+
+    def tuned(self, channel: str, refused: BaseException | None) -> None:
+        self.tunings.append((channel, refused))
 
     def send(self, *command: Any) -> "asyncio.Future[Call]":
         """Call it now; the future brings the answered Call."""
@@ -290,6 +299,54 @@ async def test_a_gap_is_announced_once_and_then_messages_come_again(real_rig: Ri
 async def listeners(rig: Rig) -> bool:
     [(_, number)] = await rig.admin.pubsub_numsub(rig.store.channel + rig.id)
     return bool(number == 1)
+
+
+async def test_a_channel_is_heard_from_its_confirmation_on_until_it_is_left(rig: Rig) -> None:
+    await rig.ready()
+    rig.link.subscribe(f"{rig.id}:a")
+    rig.link.subscribe(f"{rig.id}:b")
+    await settled(lambda: len(rig.tunings) == 2, "both are confirmed")
+    assert sorted(rig.tunings) == [(f"{rig.id}:a", None), (f"{rig.id}:b", None)]
+    await rig.admin.publish(f"{rig.id}:a", b"one two\nthree \xff")
+    await rig.admin.publish(f"{rig.id}:b", b"")
+    await settled(lambda: len(rig.told) == 2, "both are heard")
+    assert rig.told == [(f"{rig.id}:a", b"one two\nthree \xff"), (f"{rig.id}:b", b"")]
+    assert rig.pushes == [], "they are not messages for the process"
+    rig.link.unsubscribe(f"{rig.id}:a")
+    if rig.kind != "fakeredis":  # it keeps counting those who have gone
+        await settled(partial(nobody_listens, rig, f"{rig.id}:a"), "the server knows")
+    await rig.admin.publish(f"{rig.id}:b", b"still")
+    await settled(lambda: len(rig.told) == 3, "the other is still heard")
+
+
+async def nobody_listens(rig: Rig, channel: str) -> bool:
+    return dict(await rig.admin.pubsub_numsub(channel)) == {channel.encode(): 0}
+
+
+async def test_channels_are_heard_again_after_a_reconnect(real_rig: Rig) -> None:
+    rig = real_rig
+    await rig.ready()
+    channels = [f"{rig.id}:{number}" for number in range(20)]
+    for channel in channels:
+        rig.link.subscribe(channel)
+    await settled(lambda: len(rig.tunings) == 20, "all are confirmed")
+    rig.link.unsubscribe(channels.pop())
+    for _ in range(3):
+        rig.gaps = 0
+        await rig.kill()
+        rig.link.subscribe(channels[0])  # again, and in the middle of it
+        await settled(lambda: rig.gaps > 0, "the gap is announced")
+        await rig.ask("PING")  # answers are those of what was asked
+        rig.told.clear()
+        for channel in channels:
+            await settled(partial(listens, rig, channel), "the server knows")
+            await rig.admin.publish(channel, channel)
+        await settled(lambda: len(rig.told) >= 19, "all are heard again")
+        assert rig.told == [(channel, channel.encode()) for channel in channels]
+
+
+async def listens(rig: Rig, channel: str) -> bool:
+    return dict(await rig.admin.pubsub_numsub(channel)) == {channel.encode(): 1}
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])

@@ -372,7 +372,7 @@ async def test_a_try_whose_token_is_refused_tries_again_and_does_not_wait(world:
     lock, holder = client.lock("x"), world.client().lock("x")
     for free in (True, False):
         upcoming = f"{client.client_id}.{client._counter + 1}/5000"
-        lock._cohort.permits.bury(upcoming, lambda call: None)  # type: ignore[union-attr]
+        lock._cohort.permits.bury(upcoming, lambda call: None)
         assert await asyncio.wait_for(lock.try_acquire(), 2) is free
         if free:
             await lock.release()
