@@ -318,8 +318,7 @@ MISTAKES = {
     "one is the least": ("permit_yield", "== 1 and count > 0 then", "== 1 then count = count + 1"),
     "nobody is notified": ("permit_yield", "then notify(condition, count) end", "then end"),
     "who sleeps notifies": (
-        "permit_yield", "redis.call('ZREM', sleepers_of(condition_of(token)), token)",
-        "notified = redis.call('ZREM', sleepers_of(condition_of(token)), token)",
+        "permit_yield", "notified = redis.call('ZREM', waiters, token)", "notified = 1",
     ),
     "who leaves sleeps on": (
         "permit_yield", "redis.call('ZREM', sleepers_of(condition_of(token)), token)",
@@ -443,7 +442,7 @@ MISTAKES = {
         "silence / 2 then drop(",
     ),
     "those who were notified are forgotten as holders": (
-        "", "redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 10 * silence))",
+        "", "redis.call('PEXPIRE', holders, math.max(ttl, 2 * lease, 10 * silence))",
         "",
     ),
     "all conditions are one": ("", "'sleepers:' .. condition", "'sleepers:not-empty'"),

@@ -78,10 +78,11 @@ end
 -- Grants a permit.  Somebody has to find it here if one that was notified dies: sleepers look once a
 -- heartbeat.
 local function give(token, lease)
-  grant(token, lease, taken > 0 and redis.call('PTTL', holders) or 0)
+  local ttl = taken > 0 and redis.call('PTTL', holders) or 0
+  grant(token, lease, ttl)
   taken = taken + 1
   if condition_of(token) then
-    redis.call('PEXPIRE', holders, math.max(redis.call('PTTL', holders), 10 * silence))
+    redis.call('PEXPIRE', holders, math.max(ttl, 2 * lease, 10 * silence))
   end
 end
 

@@ -38,10 +38,12 @@ else
   -- One whose lease has ended uncollected is as good as dead: what it was notified of goes on.
   if held == 0 then drop_expired() end
   drop(token)
-  if condition_of(token) then
-    redis.call('ZREM', sleepers_of(condition_of(token)), token)
+  if held == 0 then
+    if condition_of(token) then
+      redis.call('ZREM', sleepers_of(condition_of(token)), token)
+    end
+    notified = redis.call('ZREM', waiters, token)
   end
-  if held == 0 then notified = redis.call('ZREM', waiters, token) end
 end
 if notified == 1 and count > 0 then notify(condition, count) end
 if held == 1 and sleeper ~= '' and (tonumber(redis.call('ZSCORE', left, sleeper)) or 0) <= now then
