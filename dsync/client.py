@@ -44,6 +44,9 @@ def _note_fork() -> None:
     """In the child: no client is ours."""
     for client in _clients:
         client.forked = True
+        for hold in client.keeper.holds():
+            if hold.lease is not None:
+                hold.lease.orphan()
         client._entered = None
         client.store.disown()
 
@@ -198,7 +201,7 @@ class Client:
 
         Args:
             name: any text but the empty one.
-            ttl: seconds for which a `set()` of this object lasts; None: until a `clear()`.
+            ttl: seconds for which a `set()` of this object lasts at least; None: until a `clear()`.
             max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
         """
         checked_name(name)

@@ -563,9 +563,12 @@ class Cohort(Line):
         # Holds last: a store that answers at once would give them to who waits here.
         for hold in list(self.holds.values()):
             lease = hold.lease
-            self.drop(hold)
             if lease is not None:
                 lease.lose("its client was closed")
+            if hold.notices and lease is not None:
+                self.sleepers.release(hold, lease)  # what it has notified is notified
+                continue
+            self.drop(hold)
             if lease is not None and lease.owner is None and is_sleepers(hold.token):
                 self.sleepers.abandon(hold.token)  # its task has yet to run, and will not
             else:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from dsync.arguments import checked_seconds
 from dsync.errors import LeaseLost, NotHeld, WaitTimeout
@@ -13,6 +13,7 @@ from dsync.line import DONE, Sleeper
 from dsync.lock import Lock
 from dsync.names import plain
 from dsync.reply import Reply
+from dsync.sleepers import LOST
 
 __all__ = ["Condition"]
 
@@ -89,16 +90,17 @@ class Condition:
         timer = None
         if timeout is not None:
             timer = asyncio.get_running_loop().call_later(timeout, self._time_out, sleeper)
-        cancelled = await sleepers.woken(sleeper)
-        if timer is not None:
-            timer.cancel()
+        try:
+            cancelled = await sleepers.woken(sleeper)
+        except BaseException:  # not a cancellation: the coroutine was closed
+            sleepers.leave(sleeper)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         if sleeper.lease is None:
             assert sleeper.error is not None
-            # Not ours any more; a release says so.
-            if not isinstance(sleeper.error, LeaseLost):
-                before.lose(f"condition {self.name!r} could not get it back: {sleeper.error}")
-            lock._keep(before)
-            raise cancelled or sleeper.error
+            await self._without(before, sleeper.error, cancelled)
         lock._exchange(before, sleeper.lease)
         if cancelled is not None:
             if sleeper.notified:
@@ -107,6 +109,23 @@ class Condition:
         if sleeper.timed_out and not sleeper.notified:
             raise self._too_late(timeout)
         return True
+
+    async def _without(
+        self, before: Lease, error: BaseException, cancelled: BaseException | None
+    ) -> NoReturn:
+        """A wait could not get the lock back: end the body as any other loss does."""
+        self._lock._keep(before)  # a release says so
+        if cancelled is not None:
+            # A timeout may take this cancel for its own and let the body go on: ours goes on top.
+            before.resume()
+        if isinstance(error, LeaseLost):
+            before.lose(LOST)
+        else:
+            before.lose(f"condition {self.name!r} could not get it back: {error}")
+        if cancelled is not None:
+            await asyncio.sleep(0)  # where ours arrives, if this is the task of the body
+            raise cancelled
+        raise error
 
     async def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
         """Wait until `predicate()` is true, looked at with the lock held; return its value.

@@ -26,19 +26,23 @@ __all__ = ["Flag"]
 TOMBSTONE_MS = 60_000  # for as long a repeated change is known as one
 LINGER = 10.0  # seconds for which it listens after its last use
 NEVER = float("inf")
+LATE = 0.001  # seconds after which a look did not leave with its wait
 
 
 class Watcher:
     """A task that waits."""
 
-    __slots__ = ("future", "known", "noted", "once")
+    __slots__ = ("asked", "began", "future", "known", "noted", "once")
 
     def __init__(self, future: "asyncio.Future[None]", once: bool) -> None:
         self.future = future
         self.once = once  # it does not wait: now or not at all
         # The generation when the wait began; None until the store has told it.
         self.noted: int | None = None
-        self.known: int | None = None  # ... as this process knew it at the time
+        # ... as this process knew it at the time, or as its own last change before left it.
+        self.known: int | None = None
+        self.began = time.monotonic()
+        self.asked = False  # its look has left; until then our own changes keep it back
 
     def wake(self) -> None:
         if not self.future.done():
@@ -62,6 +66,7 @@ class Flag:
         # As the store has told us last.
         self._set = False
         self._generation = 0
+        self._told = False
         self._ends = NEVER  # when it is unset by itself, time.monotonic()
         # Our own changes that are under way, and what the last of them makes of it.
         self._changing = 0
@@ -135,16 +140,20 @@ class Flag:
         if timeout:
             timer = loop.call_later(timeout, self._time_out, watcher, timeout)
         try:
-            if self._informed:
+            if self._listening and self._told:
                 watcher.known = self._generation
             self._listen()
-            self._in_turn(partial(self._record.run, "event_look", partial(self._noted, watcher)))
+            self._in_turn(partial(self._ask, watcher))
             await watcher.future
         finally:
             if timer is not None:
                 timer.cancel()
             del self.waiters[watcher]
             self._used = time.monotonic()
+
+    def _ask(self, watcher: Watcher) -> None:
+        watcher.asked = True
+        self._record.run("event_look", partial(self._noted, watcher))
 
     # -- what the store says --------------------------------------------------------------------
 
@@ -193,6 +202,9 @@ class Flag:
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
         else:
+            for watcher in self.waiters:
+                if not watcher.asked:
+                    watcher.known = call.reply[1]
             self._answered(call)
             reply.settle(None)
         while self._turns and not self._change_sent:
@@ -206,9 +218,11 @@ class Flag:
         flag, generation, _ = call.reply
         watcher.noted = generation
         self._answered(call)
-        # If the connection broke over this look, a pulse may have come and gone since the wait
-        # began; or just before, and then one wake-up too many is the smaller evil.
-        missed = call.attempts > 1 and watcher.known is not None and generation > watcher.known
+        # If this look left late (behind our own changes, a refusal, an outage), a pulse may have
+        # come and gone since the wait began; or just before, and then one wake-up too many is the
+        # smaller evil.
+        late = call.attempts > 1 or call.sent - watcher.began > LATE
+        missed = late and watcher.known is not None and generation > watcher.known
         if flag or missed or self._generation > generation:
             watcher.wake()
         elif watcher.once:
@@ -237,13 +251,8 @@ class Flag:
         if generation >= self._generation or generation == 0:
             self._learn(flag, generation, ms, call.sent)
 
-    @property
-    def _informed(self) -> bool:
-        """Whether what is known was up to date before what is on its way now."""
-        return self._listening and self._generation > 0
-
     def _learn(self, flag: int, generation: int, ms: int, since: float) -> None:
-        self._set, self._generation = bool(flag), generation
+        self._set, self._generation, self._told = bool(flag), generation, True
         self._ends = since + ms / 1000 if ms >= 0 else NEVER
         for watcher in self.waiters:
             if watcher.noted is not None and generation > watcher.noted:

@@ -128,9 +128,19 @@ class Lease:
         self._task = task
         self._cancelling = task.cancelling()
 
+    def orphan(self) -> None:
+        """This is a forked child: it is the parent's."""
+        self._reason = "it belongs to the parent process, and this is a forked child"
+        if self.hold is not None:
+            self.hold.lease = None
+
     def pause(self) -> None:
         """A `Condition.wait()` has given it back: what becomes of it cancels no body."""
         self._paused, self._task = self._task, None
+
+    def resume(self) -> None:
+        """The wait could not get it back: from now on a loss cancels the body again."""
+        self._task, self._paused = self._paused, None
 
     def succeed(self, before: "Lease") -> None:
         """Take the place of a paused lease: its owner and its body."""
@@ -140,7 +150,7 @@ class Lease:
 
     def unguard(self) -> bool:
         """The body has ended.  -> whether we have cancelled it: then `lift()` has to follow."""
-        guarded, self._task = self._task, None
+        guarded, self._task, self._paused = self._task, None, None
         return guarded is not None and self._reason is not None
 
     async def lift(self, task: "asyncio.Task[object]", exc: BaseException | None) -> bool:

@@ -88,12 +88,17 @@ class Reply(Coroutine[Any, Any, T]):
         """As a coroutine: an exception at the point where it waits."""
         if self._steps is None:
             self._steps = self.__await__()
-        return self._steps.throw(*exc)
+        try:
+            return self._steps.throw(*exc)
+        except BaseException:
+            self._steps = None
+            raise
 
     def close(self) -> None:
         """As a coroutine: nobody waits any more."""
-        if self._steps is not None:
-            self._steps.close()
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()
 
     def __del__(self) -> None:
         # Settled, failed, and nobody ever looked.  While it is pending the store holds a

@@ -22,7 +22,7 @@ from dsync.store import Call, Done
 if TYPE_CHECKING:
     from dsync.cohort import Cohort
 
-__all__ = ["Sleepers", "is_sleepers"]
+__all__ = ["LOST", "Sleepers", "is_sleepers"]
 
 LOST = "it was lost before the wait began: the store gave it to another or has forgotten it"
 
@@ -156,6 +156,15 @@ class Sleepers:
                 sleeper.request = self._cohort.ask_for(sleeper.terms, sleeper)
             elif lease is not None or sleeper.error is not None:
                 return cancelled
+
+    def leave(self, sleeper: Sleeper) -> None:
+        """Its task will never run again: give back what it has, or will get."""
+        if sleeper.lease is not None:
+            self._cohort.put_away(sleeper.lease)
+        request = sleeper.request
+        for each in (request, request and request.heir):
+            if each is not None and each.token in self._cohort.requests:
+                self._cohort.leave(each)
 
     def oldest(self) -> list[Request]:
         """Of each condition the one that speaks for it: each has a queue to be kept."""

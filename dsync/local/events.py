@@ -65,10 +65,9 @@ def event_set(
     signal: Signal, us: int, *, token: str, ttl: int, channel: str, tombstone: int
 ) -> list[int]:
     now = signal.at(us)
-    if not signal.repeated(token, now, tombstone) and not (
-        signal.is_set(now) and signal.ends == 0 and ttl == 0
-    ):
-        signal.change(True, now + ttl if ttl else 0, us, now, channel)
+    for_good = signal.is_set(now) and signal.ends == 0
+    if not signal.repeated(token, now, tombstone) and not for_good:
+        signal.change(True, max(now + ttl, signal.ends) if ttl else 0, us, now, channel)
     return signal.reply(now)
 
 

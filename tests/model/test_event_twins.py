@@ -171,6 +171,7 @@ class Watch:
         self.generation = 0
         self.changes = 0
         self.known = False
+        self.lasts = 0
 
     def state(self, us: int) -> bool:
         """Whether it is set, said by its fields."""
@@ -182,6 +183,8 @@ class Watch:
         self.was, self.generation = self.state(us), self.signal.generation
         now = max(us // 1000, self.signal.clock)
         self.known = self.signal.left.get(str(args.get("token")), 0) > now
+        # For how long it is set already: ms, -1 for good, 0 not at all.
+        self.lasts = (self.signal.ends - now if self.signal.ends else -1) if self.was else 0
 
     def check(self, us: int, transition: str, args: Args, reply: Any, told: Any) -> None:
         signal = self.signal
@@ -201,7 +204,8 @@ class Watch:
             assert (channel, payload) == (CHANNEL, b"%d %d %d" % (flag, generation, ms))
         assert ms == -1 or (flag and ms > 0)
         if transition == "event_set" and not self.known:
-            assert ms == (args["ttl"] or -1)
+            for_good = self.lasts < 0 or not args["ttl"]
+            assert ms == (-1 if for_good else max(args["ttl"], self.lasts)), "it is cut short"
         if transition == "event_look" and self.unset_at is not None and self.changes:
             assert generation > self.unset_at, "a change that nobody can see"
         self.changes += moved
@@ -362,16 +366,14 @@ MISTAKES = {
     "the wrong thing is told": ("(flag and '1 ' or '0 ')", "(flag and '0 ' or '1 ')"),
     "the generation is told in short": ("string.format('%.0f', generation)", "generation"),
     "no time is told": ("(flag and ends > 0 and ends - now or -1))", "'-1')"),
-    "setting it again is told": ("not (flag and ends == 0 and ttl == 0)", "true"),
-    "a time is not put off": ("not (flag and ends == 0 and ttl == 0)", "not flag"),
-    "a time does not end it": ("flag and ends == 0 and ttl == 0", "flag and ends == 0"),
-    "set for good, it ends all the same": ("flag and ends == 0 and ttl == 0", "flag and ttl == 0"),
-    "a time is for good": ("ttl > 0 and now + ttl or 0", "0"),
-    "a time is for all time": ("ttl > 0 and now + ttl or 0", "now + ttl"),
-    "a time begins with the clock": (
-        "ttl > 0 and now + ttl",
-        "ttl > 0 and math.floor(us / 1000) + ttl",
-    ),
+    "setting it again is told": ("not (flag and ends == 0)", "true"),
+    "a time is not put off": ("not (flag and ends == 0)", "not flag"),
+    "a time ends what is set for good": ("not (flag and ends == 0)", "ttl > 0"),
+    "set for good, it ends all the same": ("not (flag and ends == 0)", "not (flag and ttl == 0)"),
+    "a time is for good": ("ttl > 0 and math.max(now + ttl, ends) or 0", "0"),
+    "a time is for all time": ("ttl > 0 and math.max(now + ttl", "math.max(now + ttl"),
+    "a time is cut short": ("math.max(now + ttl, ends)", "now + ttl"),
+    "a time begins with the clock": ("math.max(now + ttl", "math.max(math.floor(us / 1000) + ttl"),
     "clearing is not known as a copy": ("if not repeated() and flag then", "if flag then"),
     "an unset event is cleared": ("if not repeated() and flag then", "if not repeated() then"),
     "clearing sets": ("change(false, 0)", "change(true, 0)"),

@@ -1,4 +1,5 @@
--- Set an event and wake everyone who waits, by one message.  Safe to repeat.
+-- Set an event and wake everyone who waits, by one message.  Safe to repeat.  What is set longer
+-- already stays so.
 --
 -- Returns    {set, generation, ms}   as event_look does
 -- Invariant  one token changes the event once.
@@ -13,7 +14,7 @@ local tombstone = tonumber(ARGV[4])  -- ms for which a repeated call is known as
 -- include: flag
 -- include: change
 
-if not repeated() and not (flag and ends == 0 and ttl == 0) then
-  change(true, ttl > 0 and now + ttl or 0)
+if not repeated() and not (flag and ends == 0) then
+  change(true, ttl > 0 and math.max(now + ttl, ends) or 0)
 end
 return reply()
