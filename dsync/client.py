@@ -90,7 +90,7 @@ class Client:
             raise TypeError("give either a url or a redis client, not both")
         self.namespace = checked_name(namespace, "namespace")
         self.label = checked_name(label or os.path.basename(sys.argv[0]) or "python", "label")
-        self._outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
+        self.outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
         self._on_error = on_error
         self._on_lost = on_lost
         client_id = identify(self.label, os.getpid(), token_hex(6))
@@ -109,6 +109,7 @@ class Client:
         self.homes: dict[str, Home] = {}
         # All beats of this client fall on one grid in time, each client's on another.
         self.phase = uniform(0, BEAT)
+        self._probed = 0.0  # when somebody last saw to the connection, time.monotonic()
         self._warned: set[str] = set()
         self._counter = 0
         self._revision = 0
@@ -130,7 +131,7 @@ class Client:
                 return MemoryStore(client_id, self, self.namespace, url[len("memory://") :])
         from dsync.redis.store import RedisStore
 
-        return RedisStore(client_id, self, self.namespace, url, redis, self._outage_timeout)
+        return RedisStore(client_id, self, self.namespace, url, redis, self.outage_timeout)
 
     # -- primitives -------------------------------------------------------------------------------
 
@@ -357,12 +358,22 @@ class Client:
         self.keeper.close()
         if self._loop is not None:
             try:
-                async with asyncio.timeout(self._outage_timeout):
-                    await self.store.drain()
-            except TimeoutError:
-                log.warning("%r was closed with commands that Redis has not confirmed", self)
+                await self._drain()
             finally:
                 await self.store.aclose()
+
+    async def _drain(self) -> None:
+        """Wait until all that was asked is answered, as long as there are answers."""
+        progress = None
+        while progress != self.store.progress:
+            progress = self.store.progress
+            try:
+                async with asyncio.timeout(self.outage_timeout):
+                    await self.store.drain()
+                return
+            except TimeoutError:
+                pass
+        log.warning("%r was closed with commands that Redis has not confirmed", self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -400,6 +411,14 @@ class Client:
         """It does not want to hear of it any more."""
         del self._listeners[listener.channel]
         self.store.unsubscribe(listener.channel)
+
+    def probes(self) -> bool:
+        """Whether somebody is to see if the connection is alive: once in a beat, for all."""
+        now = time.monotonic()
+        due = now - self._probed > BEAT / 2
+        if due:
+            self._probed = now
+        return due
 
     def listening(self) -> bool:
         """Whether messages reach us at the moment."""

@@ -53,13 +53,17 @@ class EventBus:
         Raises:
             TypeError, ValueError: the codec cannot encode the data, or they are larger than
                 `max_size` bytes; nothing was sent.
+
+        Triggers leave in their order; other calls of this client may overtake those that nobody
+        awaits.  Await the last one before you release a lock or set an event by which others go on.
         """
         checked_name(event, "event")
         payload = self._codec.dumps(event, data)
-        if len(payload) > self._max_size:
+        size = len(event.encode()) + len(payload)
+        if size > self._max_size:
             raise ValueError(
-                f"event {event!r}: its data are {len(payload)} bytes, more than max_size="
-                f"{self._max_size}; send a reference to them instead"
+                f"event {event:.100}: its name and data are {size} bytes, more than "
+                f"max_size={self._max_size}; send a reference to them instead"
             )
         return self._hub.publish(event, payload)
 
@@ -81,7 +85,8 @@ class EventBus:
     ) -> Any:  # fmt: skip
         """Call `callback(data)` for each event that matches, one after the other.
 
-        Without a callback, a decorator.  The result can be awaited: then the server has confirmed
+        Without a callback, a decorator; before a loop runs it is noted, and begins when the client
+        is first used.  The result can be awaited: then the server has confirmed
         the subscription, and what is triggered afterwards is heard.  Sync and async callbacks;
         what one raises goes to the client's `on_error` hook and the log, and stops nothing.
 
@@ -135,9 +140,7 @@ class EventBus:
             maxsize: how many messages wait to be taken at most.
             overflow: as for `on`.
         """
-        stream = Stream(self._hub, *self._checked(event, maxsize, overflow))
-        self._hub.add(stream)
-        return stream
+        return Stream(self._hub, *self._checked(event, maxsize, overflow))
 
     async def wait_for(self, event: str, timeout: float | None = None) -> Message:
         """The next message that matches and is triggered from now on.

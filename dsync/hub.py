@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from functools import partial
 from itertools import count
-from sys import intern
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -31,6 +30,8 @@ log = logging.getLogger("dsync")
 BATCH, BATCH_BYTES = 128, 256 * 1024
 REMEMBER_MS = 60_000  # for as long a repeated batch is known as one
 BACKLOG = 100_000  # messages that wait for a subscriber with overflow="block"
+SLICE = 64  # of them that are delivered in one go
+NAMES = 1024  # of events and publishers that are kept
 GRACE = 1.0  # seconds in which messages may still overtake an answer that came by another way
 Position = tuple[int, int]  # epoch, sequence
 # Of batches: never the same twice for a client, though a bus may get a new Hub.
@@ -58,6 +59,8 @@ class Hub:
         self._spell = 0  # how often we began to listen
         self._confirmed = False  # the server has said that we listen
         self._heard = 0  # messages
+        self._resuming = False  # the stalled are being delivered
+        self._names: dict[bytes, str] = {}  # as they come -> as they are kept
         self._position: Position | None = None  # of the last message heard; None: not live yet
         self._going_live: list[asyncio.Future[None]] = []
         self._early: deque[bytes] = deque(maxlen=1000)  # heard before we were live
@@ -94,14 +97,14 @@ class Hub:
             sizes=" ".join(str(len(message)) for message in messages),
             messages=b"".join(messages),
             channel=self.channel,
-            remember=REMEMBER_MS,
+            remember=max(REMEMBER_MS, int(4000 * self.client.outage_timeout)),
         )
 
     def _published(self, replies: list[Reply[None]], call: Call) -> None:
         self._publishing = False
         failed = call.reply if isinstance(call.reply, BaseException) else None
         if isinstance(failed, StoreUnavailable | ClientClosed):
-            # So it is for those behind it: they have waited as long, and need not wait again.
+            # Those behind it fail with it: each batch would wait for as long again.
             replies.extend(reply for _, reply in self._outbox)
             self._outbox.clear()
         for reply in replies:
@@ -114,7 +117,9 @@ class Hub:
     def add(self, subscription: Subscription) -> None:
         """From now on it gets what it wants; it is live when `live()` says so."""
         subscription.since = self._heard
-        subscription.live = self._position is not None
+        # While there is no connection the server has confirmed nothing: the next look does.
+        store = self.client.store
+        subscription.live = self._position is not None and (store.listening or not store.ordered)
         if subscription.event is None:
             self._by_pattern.append(subscription)
         else:
@@ -154,15 +159,18 @@ class Hub:
     async def live(self, subscription: Subscription) -> None:
         """Return when the server has confirmed that we listen."""
         loop = self.client.enter()
-        subscription.awaited = True
-        while not subscription.live:
-            if subscription.closed is not None:
-                raise subscription.closed
-            self._listen()
-            if not subscription.live:
-                future: asyncio.Future[None] = loop.create_future()
-                self._going_live.append(future)
-                await future
+        subscription.awaited += 1
+        try:
+            while not subscription.live:
+                if subscription.closed is not None:
+                    raise subscription.closed
+                self._listen()
+                if not subscription.live:
+                    future: asyncio.Future[None] = loop.create_future()
+                    self._going_live.append(future)
+                    await future
+        finally:
+            subscription.awaited -= 1
 
     def _listen(self) -> None:
         if not self._listening and (self._by_event or self._by_pattern):
@@ -171,7 +179,8 @@ class Hub:
             self.client.listen(self)
             if self._listening:  # it was not refused at once
                 self._ask()  # which makes a connection, too
-                self._beat.start()
+                if self.client.store.distant:
+                    self._beat.start()
 
     def _wake_going(self) -> None:
         going, self._going_live = self._going_live, []
@@ -196,7 +205,9 @@ class Hub:
 
     def _on_beat(self, missed: bool) -> None:
         if self._listening:
-            if not self._asking and self.client.store.ordered:
+            # One look keeps an eye on the connection for all; where it breaks, everybody looks.
+            alive = self._position is not None and not self.client.probes()
+            if not self._asking and self.client.store.ordered and not alive:
                 self._ask()
             self._beat.start()
 
@@ -214,9 +225,8 @@ class Hub:
         if spell != self._spell:
             return  # from before we ceased to, and began again
         if isinstance(call.reply, BaseException):
-            if self._position is None:
-                self._give_up(call.reply)
-            return  # else the next message tells, or the next look
+            self._give_up(call.reply)
+            return  # for the others the next message tells, or the next look
         epoch, sequence = call.reply
         if self._position is None:
             if self._confirmed and ripe:
@@ -227,6 +237,7 @@ class Hub:
             self._lost(None)
         elif self.client.store.ordered:
             self._catch_up(epoch, sequence)
+            self._all_live()
         elif before is not None:
             # Messages come by another way: what they have to say may be behind this answer.
             loop = asyncio.get_running_loop()
@@ -234,11 +245,14 @@ class Hub:
 
     def _go_live(self, epoch: int, sequence: int) -> None:
         self._position = epoch, sequence
+        self._all_live()
+        while self._early:
+            self.heard(self._early.popleft())
+
+    def _all_live(self) -> None:
         for subscription in self.subscribers():
             subscription.live = True
         self._wake_going()
-        while self._early:
-            self.heard(self._early.popleft())
 
     def _catch_up_late(self, spell: int, known: int, epoch: int, sequence: int) -> None:
         # Not if we have ceased to listen, or heard of a newer epoch.
@@ -264,8 +278,7 @@ class Hub:
         parts = payload.split(b" ", 4)
         try:
             epoch, sequence = int(parts[0]), int(parts[1])
-            # Interned: what waits in queues has the same few names again and again.
-            origin, event = intern(parts[2].decode()), intern(unquote(parts[3].decode()))
+            origin, event = self._name(parts[2]), unquote(self._name(parts[3]))
             data = parts[4]
         except (ValueError, IndexError):
             self.report(
@@ -288,6 +301,15 @@ class Hub:
         else:
             self._deliver(parcel)
 
+    def _name(self, quoted: bytes) -> str:
+        # What waits in queues has the same few names again and again: one object for each.
+        name = self._names.get(quoted)
+        if name is None:
+            if len(self._names) >= NAMES:
+                self._names.clear()
+            name = self._names[quoted] = quoted.decode()
+        return name
+
     def _deliver(self, parcel: Parcel) -> None:
         for subscription in list(self._by_event.get(parcel.event, ())):
             if subscription.since < parcel.number:  # else it was stalled when this one came
@@ -301,7 +323,8 @@ class Hub:
             self._stall(Gap(missed))
             return
         for subscription in self.subscribers():
-            subscription.put_gap(missed)
+            if subscription.live:  # else it came after them
+                subscription.put_gap(missed)
 
     # -- waiting for those that want everything -------------------------------------------------
 
@@ -318,17 +341,31 @@ class Hub:
         self._stalled.append(item)
 
     def resume(self) -> None:
-        """A subscriber that held up the others has room again."""
-        while self._stalled:
+        """A subscriber that held up the others has room again.
+
+        Some at a time: there may be very many.
+        """
+        if self._stalled and not self._resuming:
+            self._resuming = True
+            self._resume()
+
+    def _resume(self) -> None:
+        for _ in range(SLICE):
+            if not self._stalled:
+                break
             item = self._stalled[0]
             if isinstance(item, Parcel) and self._must_wait(item):
-                return
+                break
             self._stalled.popleft()
             if isinstance(item, Parcel):
                 self._deliver(item)
             else:
                 for subscription in self.subscribers():
                     subscription.put_gap(item.missed)
+        else:
+            asyncio.get_running_loop().call_soon(self._resume)
+            return
+        self._resuming = False
 
     # -- trouble --------------------------------------------------------------------------------
 
@@ -350,6 +387,8 @@ class Hub:
         """
         unheard = False
         for subscription in self.subscribers():
+            if subscription.live:
+                continue
             if subscription.awaited or not isinstance(subscription, Listening):
                 subscription.close(error)
             else:

@@ -120,6 +120,7 @@ class Store(Protocol):
     """Where the state of primitives lives."""
 
     client_id: str
+    distant: bool  # whether there is a connection, which can break
     ordered: bool  # whether messages and answers come in the order in which they were sent
     channel: str  # what the channel of a process is named, less its id
 
@@ -147,6 +148,11 @@ class Store(Protocol):
 
     def unsubscribe(self, channel: str) -> None:
         """No more news of this channel."""
+        ...
+
+    @property
+    def progress(self) -> float:
+        """Moves with every answer."""
         ...
 
     def at(self, kind: str, name: str) -> Record:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Callback", "Gap", "Listening", "Message", "Overflow", "Parcel", "Stream", "drop_oldest"]
 
 Overflow = Literal["drop_oldest", "drop_newest", "block"]
+AGAIN = 0.1  # seconds until a callback that ended its task is called again
 # Called with the data of each message; what it returns is awaited if it can be.
 Callback = Callable[[Any], object]
 
@@ -77,7 +79,7 @@ class Subscription:
         # What the hub notes about it.
         self.live = False  # the server has confirmed it
         self.since = 0  # number of the last message that came before it
-        self.awaited = False  # somebody hears of it when it cannot be
+        self.awaited = 0  # how many hear of it when it cannot be
         self.complained = False  # or else it has been reported
         self._hub = hub
         self._codec = codec
@@ -185,11 +187,22 @@ class Stream(Subscription):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._takers: deque[asyncio.Future[None]] = deque()
+        self._entered = False
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        if not self._entered:
+            self._entered = True
+            self._hub.add(self)
+        return super().__await__()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message | Gap:
+        if not self._entered:
+            raise RuntimeError(
+                f"{self!r} hears nothing yet: enter it by `async with bus.subscribe(...) as events`"
+            )
         while True:
             item = self._next()
             if item is not None:
@@ -231,6 +244,8 @@ class Listening(Subscription):
         self._once = once
         self._on_gap = on_gap
         self._task: asyncio.Task[None] | None = None  # while there is something to be heard
+        # What a callback sees is what was set where it was given, not what the reader runs in.
+        self._context = copy_context()
 
     def _wake(self) -> None:
         if self.closed is not None:
@@ -240,9 +255,12 @@ class Listening(Subscription):
             if task is not None and ends and task is not asyncio.current_task():
                 task.cancel()
         elif self._task is None:
-            self._task = asyncio.get_running_loop().create_task(
-                self._listen(), name=f"dsync {self._hub.what}: {self.pattern}"
-            )
+            # Not `create_task`: an eager task factory would run the callback in here, and it would
+            # have ended before it is noted as the one that runs.
+            self._task = asyncio.Task(
+                self._listen(), name=f"dsync {self._hub.what}: {self.pattern}",
+                loop=asyncio.get_running_loop(), context=self._context,
+            )  # fmt: skip
 
     async def _listen(self) -> None:
         try:
@@ -258,6 +276,10 @@ class Listening(Subscription):
                 await asyncio.sleep(0)  # a callback that awaits nothing must not keep the loop
         finally:
             self._task = None
+            if self._queue and self.closed is None:
+                # A callback has ended this task (it cancelled it, SystemExit).  Not at once: when
+                # the loop is being shut down, nothing may begin.
+                asyncio.get_running_loop().call_later(AGAIN, self._wake)
 
     async def _call(self, callback: Callable[[Any], object], argument: Any, what: str) -> None:
         try:
@@ -269,7 +291,16 @@ class Listening(Subscription):
             if task is not None and task.cancelling():
                 raise  # else what it awaited was cancelled, not we
             name = getattr(callback, "__qualname__", repr(callback))
-            error.add_note(f"dsync: raised by {name} on {what} of {self._hub.what}")
+            note = f"dsync: raised by {name} on {what} of {self._hub.what}"
+            # The same exception may be raised again and again: by a failed future, say.
+            error.__notes__ = [
+                *(
+                    n
+                    for n in getattr(error, "__notes__", ())
+                    if not n.startswith("dsync: raised by")
+                ),
+                note,
+            ]
             self._hub.report(error)
 
 

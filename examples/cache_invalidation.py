@@ -43,7 +43,7 @@ class Users:
 
     async def rename(self, user: int, name: str) -> None:
         await asyncio.to_thread(self._write, user, name)
-        await self._bus.trigger(f"cache.user.{user}")  # after the write: who reads now reads it
+        await self._bus.trigger("cache.user", user)  # after the write: who reads now reads it
 
     async def _forget(self) -> None:
         """Listen to what the others change."""
@@ -52,13 +52,13 @@ class Users:
             if isinstance(message, dsync.Gap):
                 self.cache.clear()  # something was lost on the way: it may have been any of them
             else:
-                self.cache.pop(int(message.event.rpartition(".")[2]), None)
+                self.cache.pop(message.data, None)
             async with self.forgot:
                 self.forgot.notify_all()
 
     async def __aenter__(self) -> Self:
         # Listen first: what is cached from now on is forgotten when it changes.
-        self._events = await self._bus.subscribe("cache.user.*")
+        self._events = await self._bus.subscribe("cache.user")
         self._task = asyncio.create_task(self._forget())
         return self
 

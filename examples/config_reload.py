@@ -24,6 +24,7 @@ class Service:
         self.settings: dict[str, Any] = {}
         self._path = path
         self._bus = bus
+        self._reading = asyncio.Lock()  # one read at a time, so the last one to end began last
 
     async def start(self) -> None:
         # The event says only *that* they changed, so hearing of it twice does no harm, and where
@@ -32,7 +33,8 @@ class Service:
         await self.reload()  # listen first, read then: no change falls in between
 
     async def reload(self, _: object = None) -> None:
-        self.settings = json.loads(await asyncio.to_thread(self._path.read_text))
+        async with self._reading:
+            self.settings = json.loads(await asyncio.to_thread(self._path.read_text))
         self._bus.trigger("settings.loaded", {"by": self.name, "version": self.settings["version"]})
 
 

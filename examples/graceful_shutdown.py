@@ -32,14 +32,22 @@ async def work(url: str, number: int) -> tuple[int, int]:
             await asyncio.sleep(random.uniform(0.01, 0.05))  # a job that must not be cut short
             finished += 1
 
+    async def told_to_stop() -> bool:
+        try:
+            return await stop.wait()
+        except dsync.StoreUnavailable:
+            return False
+
     async with dsync.connect(url, namespace=NAMESPACE) as client:
         stop = client.event("stop")
         bus = client.event_bus()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(TASKS):
                 tasks.create_task(jobs())
-            await bus.trigger("worker.started", {"worker": number})
-            await stop.wait()  # from here on no job begins; the group waits for those that have
+            bus.trigger("worker.started", {"worker": number})
+            while not await told_to_stop():
+                pass  # not even whether to stop can be asked: go on with what we do
+            # From here on no job begins; the group waits for those that have.
         await bus.trigger("worker.left", {"worker": number, "finished": finished})
     return begun, finished
 

@@ -125,6 +125,8 @@ class MemoryStore:
         self.client_id = client_id
         self.channel = ""
         self.ordered = True
+        self.distant = False
+        self.progress = 0.0
         self.listening = True
         self.born_asked = time.monotonic()
         self.inbox = inbox

@@ -89,6 +89,7 @@ class Link:
         self.outage_timeout = outage_timeout
         # A reply that takes longer means that the connection is dead, or as good as.
         self.reply_timeout = outage_timeout / 3
+        self.progress = 0.0  # moves with every answer
         self.closed = False
         self.listening = False  # the server has confirmed our channel
         self.trouble: BaseException | None = None  # why there is no connection

@@ -90,6 +90,7 @@ class PooledLink(Link):
                 else:
                     attempt = 0
                     self.trouble = None
+                    self.progress += 1
                     for reply in replies:
                         is_error = isinstance(reply, Exception)
                         self._answered(
@@ -150,13 +151,15 @@ class PooledLink(Link):
         """Listen to what is wanted, and to nothing else."""
         if self._pubsub is None:
             return
-        new, old = self.channels - self._tuned, self._tuned - self.channels
-        self._tuned = set(self.channels)
+        pubsub, wanted = self._pubsub, set(self.channels)
+        new, old = wanted - self._tuned, self._tuned - wanted
         self._confirmed -= old
         if new:
-            await self._pubsub.subscribe(*new)
+            await pubsub.subscribe(*new)
+            self._tuned |= new  # not before: if it fails it is tried again
         if old:
-            await self._pubsub.unsubscribe(*old)
+            await pubsub.unsubscribe(*old)
+            self._tuned -= old
 
     def _requeue(self) -> None:
         self._backlog.extendleft(reversed(self._inflight))

@@ -40,6 +40,7 @@ class RedisStore:
             outage_timeout,
         )  # fmt: skip
         self.link: Link
+        self.distant = True
         self.ordered = self._route.dial is not None
         if self._route.dial is not None:
             self.link = Wire(self._route.dial, *common)
@@ -49,6 +50,10 @@ class RedisStore:
     @property
     def listening(self) -> bool:
         return self.link.listening
+
+    @property
+    def progress(self) -> float:
+        return self.link.progress
 
     def at(self, kind: str, name: str) -> "RedisRecord":
         return RedisRecord(self, tag(self.namespace, kind, name))

@@ -100,7 +100,8 @@ class Wire(Link):
         self._dialling: asyncio.Task[None] | None = None
         # What is in flight and answered by pushes, one for each channel, or by one error reply.
         self._tuning: list[Call] = []
-        self._answered_sent = float("-inf")
+        # When the last call that was answered was sent, time.monotonic().
+        self.progress = float("-inf")
         self._connected_at: float | None = None
         self._own = self.channel.encode()
 
@@ -171,10 +172,10 @@ class Wire(Link):
         """Listen, send what waits, and if there was a connection before, announce the gap."""
         self._connection = connection
         self.trouble = None
-        self._answered_sent = float("-inf")
+        self.progress = float("-inf")
         self._tune("SUBSCRIBE", self.channel)
-        if self.channels:
-            self._tune("SUBSCRIBE", *self.channels)
+        for channel in self.channels:  # each by itself: one may be refused, the others not
+            self._tune("SUBSCRIBE", channel)
         self._send(self.greet())
         waiting = list(self._backlog)
         self._backlog.clear()
@@ -214,7 +215,7 @@ class Wire(Link):
             self._on_push_message(reply)
             return
         call = self._inflight.popleft()
-        self._answered_sent = call.sent
+        self.progress = call.sent
         if type(reply) is Refusal:
             self._refused(call, reply)
             return
@@ -231,7 +232,7 @@ class Wire(Link):
         kind, channel = push[0], push[1]
         if kind == b"message":
             if channel == self._own:
-                self.inbox.pushed(push[2].split(b" "), self._answered_sent)
+                self.inbox.pushed(push[2].split(b" "), self.progress)
             else:
                 self.inbox.news(channel.decode(), push[2])
         elif self._inflight and kind in (b"subscribe", b"unsubscribe"):
@@ -239,7 +240,7 @@ class Wire(Link):
                 self.listening = True
             call = self._inflight[0]
             if call in self._tuning and channel.decode() == call.command[-1]:
-                self._answered_sent = self._inflight.popleft().sent
+                self.progress = self._inflight.popleft().sent
                 self._finish(call)
 
     def _on_lost(self, exc: BaseException) -> None:
@@ -248,12 +249,10 @@ class Wire(Link):
         self.trouble = exc
         if self.closed:
             return
-        for call in self._tuning:  # they belong to the connection that is gone
-            if call in self._inflight:
-                self._inflight.remove(call)
-            self._delayed.discard(call)
+        gone = set(self._tuning)  # they belong to the connection that is gone
+        self._delayed -= gone
         self._tuning.clear()
-        self._backlog.extendleft(reversed(self._inflight))
+        self._backlog.extendleft(c for c in reversed(self._inflight) if c not in gone)
         self._inflight.clear()
         self._connect()
 

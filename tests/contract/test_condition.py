@@ -671,6 +671,36 @@ async def test_the_end_of_the_old_lease_does_not_disturb_a_sleeper(
     assert not leases[1].lost.is_set()
 
 
+async def test_a_body_that_has_ended_is_not_cancelled_for_what_a_wait_of_another_task_got(
+    world: World,
+) -> None:
+    one, two = world.client().condition("x"), world.client().condition("x")
+    waits: list[asyncio.Task[Any]] = []
+    outside, over = asyncio.Event(), asyncio.Event()
+
+    async def body() -> None:
+        with pytest.raises(dsync.NotHeld):
+            async with one:
+                waits.append(asyncio.create_task(one.wait()))
+                await asleep(1, one)
+        outside.set()
+        await over.wait()
+
+    running = asyncio.create_task(body())
+    await outside.wait()
+    await notify(two)
+    assert await asyncio.wait_for(waits[0], 2) is True
+    lease = one.lock.lease
+    assert lease is not None
+    assert await two.lock.force_release() is True
+    await asyncio.wait_for(lease.lost.wait(), 2)
+    assert running.cancelling() == 0
+    over.set()
+    await running
+    with pytest.raises(dsync.LeaseLost):
+        one.release()
+
+
 async def test_nested_bodies_keep_their_own_leases(world: World) -> None:
     client, other = world.client(), world.client()
     outer, inner = client.condition("a"), client.condition("b")
@@ -969,6 +999,33 @@ async def test_a_waiter_that_gives_up_once_notified_gets_the_lock_though_the_mes
     assert task.cancelled() == (how == "cancelled")
 
 
+@pytest.mark.parametrize("when", ["asleep", "in the queue", "granted"])
+async def test_a_wait_whose_coroutine_is_closed_keeps_nothing(world: World, when: str) -> None:
+    one, two, holder = (world.client().condition("x") for _ in range(3))
+    await one.acquire()
+    waiting = one.wait()
+    waiting.send(None)
+    await asleep(1, one)
+    if when == "asleep":
+        waiting.close()
+    await two.acquire()
+    acquiring = asyncio.create_task(holder.acquire())
+    await queued(1, two.lock)
+    two.notify()
+    await two.release()
+    await acquiring
+    if when == "in the queue":
+        await queued(1, two.lock)
+        waiting.close()
+    await holder.release()
+    if when == "granted":
+        await settled(lambda: bool(one.locked()))
+        waiting.close()
+    await two.acquire(timeout=3)
+    await two.release()
+    assert not one._waiting()
+
+
 # -- timeouts --------------------------------------------------------------------------------------
 
 
@@ -1213,6 +1270,34 @@ async def test_a_client_that_closes_as_its_waiter_is_granted_the_lock_loses_no_n
         await first
     await closing[0]
     await asyncio.wait_for(second, 2)
+
+
+@pytest.mark.parametrize("also", ["nobody", "another task", "another process"])
+async def test_what_the_holder_has_notified_when_its_client_closes_is_notified(
+    world: World, also: str
+) -> None:
+    client, other = world.client(), world.client().condition("x")
+    condition, third = client.condition("x"), world.client().condition("x")
+    tasks = [asyncio.create_task(sleep_in(other)) for _ in range(2)]
+    await asleep(2, other)
+    await condition.acquire()
+    acquiring = None
+    if also == "another task":
+        acquiring = asyncio.create_task(condition.acquire())
+        await settled(lambda: bool(condition.lock._cohort.waiters))
+    elif also == "another process":
+        acquiring = asyncio.create_task(third.acquire())
+        await queued(1, third.lock)
+    condition.notify_all()
+    await client.aclose()
+    if also == "another process":
+        assert acquiring is not None
+        await asyncio.wait_for(acquiring, 2)
+        await third.release()
+    elif acquiring is not None:
+        with pytest.raises(dsync.ClientClosed):
+            await acquiring
+    await asyncio.wait_for(asyncio.gather(*tasks), 2)
 
 
 async def test_sleepers_of_a_process_that_died_are_skipped(world: World) -> None:

@@ -263,6 +263,39 @@ async def test_a_wait_that_begins_while_the_connection_is_down_is_woken(real: Wo
     assert await asyncio.wait_for(task, 2) is True
 
 
+async def test_a_pulse_while_our_clear_keeps_the_look_of_a_wait_back_wakes_it(world: World) -> None:
+    one, two = world.client().event("x"), world.client().event("x")
+    flag: Any = two._flag
+    changed = flag._changed
+    answers: list[tuple[Any, ...]] = []
+    flag._changed = lambda *answer: answers.append(answer)  # it is on its way
+    cleared = two.clear()
+    await settled(lambda: bool(answers), "the store has cleared it")
+    task = asyncio.create_task(two.wait())
+    await settled(lambda: two._waiting() == 1)
+    one.set()
+    await one.clear()
+    changed(*answers[0])
+    await cleared
+    assert await asyncio.wait_for(task, 2) is True
+
+
+async def test_a_pulse_before_our_clear_does_not_wake_the_wait_behind_it(world: World) -> None:
+    one, two = world.client().event("x"), world.client().event("x")
+    with pytest.raises(dsync.WaitTimeout):
+        await two.wait(timeout=0)  # it listens
+    one.set()
+    await one.clear()
+    two.clear()
+    task = asyncio.create_task(two.wait())
+    await waits(1, two)
+    await two.is_set()
+    assert not task.done()
+    one.set()
+    await one.clear()
+    assert await asyncio.wait_for(task, 2) is True
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["heard", "message lost"])
 async def test_after_the_server_lost_its_data_the_next_set_wakes(
     world: World, lost: bool, monkeypatch: pytest.MonkeyPatch
@@ -468,6 +501,26 @@ async def test_setting_it_for_good_ends_the_ttl(world: World) -> None:
         assert await one.is_set() is True
         await asyncio.sleep(0.02)
     assert one.is_set()
+    await one.clear()
+
+
+@pytest.mark.parametrize("ttl", [None, 30])
+async def test_setting_it_for_a_shorter_time_does_not_end_it_sooner(
+    world: World, ttl: float | None
+) -> None:
+    one, two = world.client().event("x", ttl=ttl), world.client().event("x", ttl=0.05)
+    await one.set()
+    await two.set()
+    other = world.client().event("y", ttl=0.05)
+    await other.set()
+
+    async def over() -> bool:
+        return not await other.is_set()
+
+    await settled(over, "what was set for as long, and later, has ended")
+    for event in (one, two):
+        assert await event.is_set() is True
+        assert event.is_set()
     await one.clear()
 
 

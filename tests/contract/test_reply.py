@@ -110,6 +110,25 @@ async def test_a_failure_after_a_cancelled_await_is_reported(world: World) -> No
     assert heard == [failure]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_driven_as_a_coroutine_and_left_it_may_be_driven_again(how: str) -> None:
+    reply: dsync.Reply[int] = dsync.Reply()
+    if how == "cancelled":
+        task = asyncio.create_task(reply)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    else:
+        reply.send(None)
+        reply.close()
+    again = asyncio.create_task(reply)
+    await asyncio.sleep(0)
+    assert not again.done(), "nobody has answered yet"
+    reply.settle(5)
+    assert await again == 5
+
+
 async def test_writes_of_events_and_conditions_may_be_awaited_twice_and_by_several(
     world: World,
 ) -> None:

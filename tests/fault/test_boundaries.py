@@ -77,6 +77,32 @@ async def test_a_forked_child_is_told_to_make_its_own_client_and_the_parent_goes
         assert "make a client in the child" in outcome
 
 
+@pytest.mark.parametrize("use", ["held", "fence", "notify", "notify_all"])
+async def test_a_lock_is_not_held_in_a_forked_child_and_the_parent_goes_on(
+    real: World, use: str, held: Any
+) -> None:
+    condition = real.client().condition("x")
+    async with condition as lease:
+
+        def is_held() -> None:
+            if not lease.held:
+                raise lease.error()
+
+        acts: dict[str, Callable[[], object]] = {
+            "held": is_held,
+            "fence": lambda: condition.lock.fence,
+            "notify": condition.notify,
+            "notify_all": condition.notify_all,
+        }
+        outcome = in_child(acts[use])
+        assert lease.held
+        assert condition.lock.fence == lease.fence
+        assert await held(kind="condition") == 1
+        condition.notify()
+    assert outcome.startswith("LeaseLost: ")
+    assert "it belongs to the parent process, and this is a forked child" in outcome
+
+
 def test_a_second_loop_is_told_to_make_its_own_client(server_url: str) -> None:
     client = dsync.connect(server_url, namespace="two-loops")
 

@@ -239,6 +239,34 @@ async def test_a_sleeper_that_was_notified_while_cut_off_wakes_after_the_reconne
     await sleepers.end(real.client())
 
 
+async def test_a_body_does_not_go_on_without_the_lock_when_a_timeout_takes_the_cancellation(
+    store: Store, real: World, proxy: Proxy, through: Through
+) -> None:
+    """The wait is over by asyncio.timeout(), and the store cannot be asked for the lock."""
+    condition, other = through(outage_timeout=0.3).condition("x"), real.client().condition("x")
+    timeout = asyncio.timeout(None)
+    went_on: list[BaseException] = []
+
+    async def body() -> None:
+        async with condition:
+            try:
+                async with timeout:
+                    await condition.wait()
+            except TimeoutError as exc:
+                went_on.append(exc)
+
+    task = asyncio.create_task(body())
+    await store.until(sleepers=1, holders=0)
+    proxy.black_hole()
+    proxy.cut()
+    timeout.reschedule(0)
+    async with other:
+        with pytest.raises(dsync.LeaseLost, match="could not get it back"):
+            await asyncio.wait_for(task, 3)
+    assert not went_on, "without the lock, which the other had"
+    assert task.cancelling() == 0
+
+
 WHICH = pytest.mark.parametrize("which", ["wait", "keep", "release", "acquire"])
 
 

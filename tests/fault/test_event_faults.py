@@ -84,6 +84,51 @@ async def test_a_pulse_before_the_wait_does_not_wake_it_even_over_a_broken_conne
     await asyncio.wait_for(task, 3)
 
 
+async def informed(event: dsync.Event, other: dsync.Event) -> None:
+    """It has been woken by the other, and hears of every change."""
+    (task,) = await waiting(event)
+    await pulse(other)
+    await asyncio.wait_for(task, 3)
+    await settled(lambda: event._flag._generation == other._flag._generation)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first ever", "another"])
+async def test_a_pulse_before_the_look_of_a_wait_that_began_while_cut_off_wakes_it(
+    real: World, proxy: Proxy, through: Through, first: bool
+) -> None:
+    client, other = through(outage_timeout=3.0), real.client().event("x")
+    event = client.event("x")
+    link: Any = client.store
+    if not first:
+        await informed(event, other)
+    tasks = await waiting(event)
+    proxy.black_hole()
+    proxy.cut()
+    await settled(lambda: link.link._connection is None, "it is cut off")
+    tasks.append(asyncio.create_task(event.wait()))
+    await settled(lambda: event._waiting() == 2)
+    await pulse(other)
+    assert not any(task.done() for task in tasks)
+    proxy.heal()
+    await asyncio.wait_for(asyncio.gather(*tasks), 3)
+
+
+async def test_a_pulse_while_the_server_is_taught_the_look_of_a_wait_wakes_it(
+    loaded: None, real: World, proxy: Proxy, through: Through
+) -> None:
+    event, other = through(outage_timeout=3.0).event("x"), real.client().event("x")
+    await informed(event, other)
+    await real.admin.script_flush()
+    for name in ("set", "clear"):
+        await real.admin.script_load(SCRIPTS[f"event_{name}"].text)
+    proxy.black_hole("replies")
+    task = asyncio.create_task(event.wait())
+    await settled(lambda: b"NOSCRIPT" in proxy.held("replies"), "the look is refused")
+    await pulse(other)
+    proxy.heal()
+    await asyncio.wait_for(task, 3)
+
+
 async def test_a_stopped_process_hears_of_a_pulse_when_it_goes_on(
     real: World, workers: Workers
 ) -> None:
