@@ -26,13 +26,12 @@ __all__ = ["Flag"]
 TOMBSTONE_MS = 60_000  # for as long a repeated change is known as one
 LINGER = 10.0  # seconds for which it listens after its last use
 NEVER = float("inf")
-LATE = 0.001  # seconds after which a look did not leave with its wait
 
 
 class Watcher:
     """A task that waits."""
 
-    __slots__ = ("asked", "began", "future", "known", "noted", "once")
+    __slots__ = ("asked", "future", "known", "late", "noted", "once")
 
     def __init__(self, future: "asyncio.Future[None]", once: bool) -> None:
         self.future = future
@@ -41,8 +40,8 @@ class Watcher:
         self.noted: int | None = None
         # ... as this process knew it at the time, or as its own last change before left it.
         self.known: int | None = None
-        self.began = time.monotonic()
         self.asked = False  # its look has left; until then our own changes keep it back
+        self.late = False  # its look does not leave with it
 
     def wake(self) -> None:
         if not self.future.done():
@@ -142,6 +141,7 @@ class Flag:
         try:
             if self._listening and self._told:
                 watcher.known = self._generation
+                watcher.late = not self.client.listening()  # there is no connection
             self._listen()
             self._in_turn(partial(self._ask, watcher))
             await watcher.future
@@ -204,7 +204,7 @@ class Flag:
         else:
             for watcher in self.waiters:
                 if not watcher.asked:
-                    watcher.known = call.reply[1]
+                    watcher.known, watcher.late = call.reply[1], True
             self._answered(call)
             reply.settle(None)
         while self._turns and not self._change_sent:
@@ -221,7 +221,7 @@ class Flag:
         # If this look left late (behind our own changes, a refusal, an outage), a pulse may have
         # come and gone since the wait began; or just before, and then one wake-up too many is the
         # smaller evil.
-        late = call.attempts > 1 or call.sent - watcher.began > LATE
+        late = watcher.late or call.refused or call.attempts > 1
         missed = late and watcher.known is not None and generation > watcher.known
         if flag or missed or self._generation > generation:
             watcher.wake()

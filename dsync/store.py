@@ -18,7 +18,7 @@ class Call:
     `reply` is what the transition returned, or the exception that stands for it.
     """
 
-    __slots__ = ("attempts", "command", "done", "issued", "reply", "sent")
+    __slots__ = ("attempts", "command", "done", "issued", "refused", "reply", "sent")
 
     def __init__(self, command: Any, done: "Done", issued: float) -> None:
         self.command = command
@@ -29,6 +29,7 @@ class Call:
         self.sent = issued
         # How often it was sent and may have been carried out: > 1 means that an answer was lost.
         self.attempts = 0
+        self.refused = False  # for a moment, and sent again
         self.reply: Any = None
 
 

@@ -186,6 +186,7 @@ class Link:
 
     def _refused(self, call: Call, refusal: Refusal) -> None:
         call.attempts -= 1  # this one certainly did nothing
+        call.refused = True
         if refusal.code == "NOSCRIPT":
             # This one command again, with the text.  Those behind it have overtaken it, which is
             # harmless: a token that was left in the meantime is refused.
