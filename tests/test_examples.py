@@ -1,5 +1,6 @@
 """Every example runs for real, on a real server, and does what it says."""
 
+import asyncio
 import contextlib
 import http.client
 import importlib
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 import dsync
+import dsync.local
 from tests.conftest import World, settled
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +119,41 @@ def test_changed_settings_reach_every_service(where: str, server_url: str):
     output = run("config_reload.py", *([server_url] if where == "server" else []))
     services = {line.split()[0] for line in output.splitlines() if "has version 2" in line}
     assert services == {"web", "mail", "billing"}
+
+
+async def test_settings_that_were_read_slowly_do_not_replace_newer_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    path = tmp_path / "settings.json"
+    path.write_text('{"version": 1}')
+    bus = dsync.local.EventBus()
+    service = importlib.import_module("examples.config_reload").Service("web", path, bus)
+    reads, reloads, may_go = 0, 0, asyncio.Event()
+    reload = service.reload
+
+    async def first_is_slow(read: Callable[[], str]) -> str:
+        nonlocal reads
+        reads += 1
+        text = read()
+        if reads == 1:
+            await may_go.wait()
+        return text
+
+    async def counted(event: object = None) -> None:
+        nonlocal reloads
+        reloads += 1
+        await reload(event)
+
+    monkeypatch.setattr(asyncio, "to_thread", first_is_slow)
+    service.reload = counted
+    starting = asyncio.create_task(service.start())
+    await settled(lambda: reads == 1)
+    path.write_text('{"version": 2}')
+    await bus.trigger("settings.changed")
+    await settled(lambda: reloads == 2)
+    may_go.set()
+    await starting
+    await settled(lambda: service.settings == {"version": 2})
 
 
 def test_a_fleet_finishes_what_it_has_begun(server_url: str):

@@ -188,7 +188,7 @@ class PooledLink(Link):
                     message = await pubsub.get_message(timeout=1.0)
                 except (redis.exceptions.RedisError, OSError) as exc:
                     if confirmed.done() and isinstance(exc, redis.exceptions.NoPermissionError):
-                        for channel in self._tuned - self._confirmed:
+                        for channel in self.channels - self._confirmed:
                             self._refuse(channel)
                         continue
                     self.listening = False

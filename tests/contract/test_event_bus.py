@@ -1,17 +1,21 @@
 """What an EventBus promises, on every store."""
 
 import asyncio
+import contextvars
 import functools
 import gc
 import json
 import logging
 import pickle
+import sys
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis.exceptions
 
 import dsync
 import dsync.local
@@ -20,6 +24,7 @@ from tests.conftest import World, settled
 
 Item = Message | Gap
 ODD = (" ", "a b", "a\nb\r\n", "grün 😀", "%20", "a%", "*", "{x}", "\0", "x" * 300, "a:b/c", "é́")
+request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +115,41 @@ async def test_what_a_callback_returns_is_awaited_if_it_can_be(world: World) -> 
         await bus.on("x", callback)
     await bus.trigger("x", 1)
     await settled(lambda: done == [1, 1, 1])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there every task begins later")
+async def test_callbacks_go_on_where_tasks_begin_eagerly(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    bus = world.client().event_bus()
+    got: list[int] = []
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 -- mypy has 3.11
+    try:
+        await bus.on("x", got.append)
+        for number in range(5):
+            await bus.trigger("x", number)
+            await settled(lambda: got == list(range(number + 1)))  # noqa: B023
+    finally:
+        loop.set_task_factory(factory)
+
+
+async def test_a_callback_runs_in_the_context_in_which_it_was_given(world: World) -> None:
+    """Not in that of who used the client first, nor of who triggers."""
+    client = world.client()
+    bus = client.event_bus()
+    got: list[str] = []
+
+    async def within(name: str, call: Callable[[], Any]) -> None:
+        request.set(name)
+        await call()
+
+    async def do(name: str, call: Callable[[], Any]) -> None:
+        await asyncio.create_task(within(name, call))
+
+    await do("first", client.check)
+    await do("subscriber", lambda: bus.on("x", lambda value: got.append(request.get())))
+    await do("publisher", lambda: bus.trigger("x"))
+    await settled(lambda: got == ["subscriber"], lambda: f"it ran in {got}")
 
 
 async def test_a_decorator_leaves_the_function_as_it_was(world: World) -> None:
@@ -435,6 +475,28 @@ async def test_a_stream_that_was_cancelled_ends(world: World) -> None:
         await anext(events)
 
 
+async def test_a_subscription_that_could_not_be_sent_is_sent_again(world: World) -> None:
+    if world.kind != "fakeredis":
+        pytest.skip("elsewhere it is not redis-py that subscribes")
+    client = world.client()
+    await client.check()
+    link: Any = client.store.link  # type: ignore[attr-defined]
+    subscribe, broken = link._pubsub.subscribe, [redis.exceptions.ConnectionError("broke")]
+
+    async def breaks_once(*channels: str) -> None:
+        if broken:
+            raise broken.pop()
+        await subscribe(*channels)
+
+    link._pubsub.subscribe = breaks_once
+    got: list[int] = []
+    async with asyncio.timeout(5):
+        await client.event_bus().on("x", got.append)
+    assert not broken
+    await client.event_bus().trigger("x", 1)
+    await settled(lambda: got == [1])
+
+
 # -- connections and subscriptions -----------------------------------------------------------------
 
 
@@ -477,6 +539,26 @@ async def test_a_subscription_costs_nothing_but_a_look_in_a_while(real: World) -
     await client.check()
     assert bus._hub._asking == 0
     bus.off("x")
+    assert bus._hub._beat._timer is None
+
+
+async def test_buses_that_are_quiet_share_one_look(real: World) -> None:
+    """What it is for is to see whether the connection is alive."""
+    client = real.client()
+    buses = [client.event_bus(f"b{i}") for i in range(10)]
+    for bus in buses:
+        await bus.on("x", print)
+    await settled(lambda: not any(bus._hub._asking for bus in buses))
+    client._probed = float("-inf")  # as if the last beat were long ago
+    for _ in range(2):
+        for bus in buses:
+            bus._hub._on_beat(False)
+        assert sum(bus._hub._asking for bus in buses) == 1
+
+
+async def test_where_nothing_can_break_nobody_looks() -> None:
+    bus = dsync.local.EventBus()
+    await bus.on("x", print)
     assert bus._hub._beat._timer is None
 
 
@@ -672,6 +754,45 @@ async def test_a_user_without_rights_on_the_channel_is_told(real: World) -> None
         await real.admin.acl_deluser(name)
 
 
+@pytest.mark.parametrize("refused", ["another", "its own"])
+async def test_of_channels_that_are_refused_after_a_reconnect_only_those_are_lost(
+    real: World, refused: str
+) -> None:
+    name = f"u{uuid.uuid4().hex[:8]}"
+    inbox, buses = (f"{real.namespace}:{kind}:*" for kind in ("inbox", "bus"))
+    await real.admin.acl_setuser(
+        name, enabled=True, passwords=["+p"], keys=["*"], channels=[inbox, buses],
+        commands=["+@all"], reset=True,
+    )  # fmt: skip
+    try:
+        url = real.url.replace("redis://", f"redis://{name}:p@")
+        client = dsync.Client(url, namespace=real.namespace, on_error=real.errors.append)
+        real.clients.append(client)
+        bus, got = client.event_bus(), list[int]()
+        subscription = await bus.on("x", got.append)
+        if refused == "another":
+            await client.event("e").is_set()  # it would listen, and asks where it cannot
+        else:  # the server hangs up on him
+            await real.admin.acl_setuser(name, enabled=True, channels=[inbox], reset_channels=True)
+        if refused == "another":
+            await client.check()
+            await real.admin.client_kill_filter(user=name)
+            await settled(lambda: not client.listening())
+            await client.check()
+            await real.client().event_bus().trigger("x", 1)
+            await settled(lambda: got == [1])
+        else:
+            # Who awaited it was told that it is live, so the hook is told that it is no more.
+            await settled(lambda: len(real.errors) == 1)
+            (error,) = told(real)
+            assert isinstance(error, dsync.StoreUnavailable)
+            assert "does not allow this user" in str(error)
+            assert "cancelled" in repr(subscription)
+        await client.aclose()
+    finally:
+        await real.admin.acl_deluser(name)
+
+
 @pytest.mark.parametrize(
     "garbage",
     [b"", b"hello", b"1 2", b"1 2 origin", b"x 2 o e d", b"1 x o e d", b"\xff 1 o e d",
@@ -780,6 +901,60 @@ async def test_a_callback_that_is_cancelled_from_within_goes_on_with_the_next(
         await bus.trigger("x", number)
         await settled(lambda: len(got) == number + 1)  # noqa: B023
     assert [type(error) for error in told(world)] == [asyncio.CancelledError]
+
+
+class Ends(BaseException):
+    """No Exception: what calls the callback does not catch it."""
+
+
+@pytest.mark.parametrize("how", ["cancels itself", "raises"])
+async def test_a_callback_that_ends_its_task_is_called_with_what_waits(
+    world: World, loop_errors: list[dict[str, Any]], how: str
+) -> None:
+    bus = world.client().event_bus()
+    may_go = asyncio.Event()
+    got: list[int] = []
+
+    async def callback(value: int) -> None:
+        got.append(value)
+        if value == 0:
+            await may_go.wait()
+            if how == "raises":
+                raise Ends
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    await bus.on("x", callback, maxsize=2, overflow="block")
+    async with bus.subscribe("x") as events:
+        for number in range(10):
+            await bus.trigger("x", number)
+        await settled(lambda: len(bus._hub._stalled) == 7)
+        may_go.set()
+        assert data(await take(events, 10)) == list(range(10))
+    await settled(lambda: got == list(range(10)))
+    gc.collect()
+    assert [type(e["exception"]) for e in loop_errors] == ([Ends] if how == "raises" else [])
+    loop_errors.clear()
+
+
+async def test_an_error_that_is_raised_again_and_again_does_not_grow(world: World) -> None:
+    bus = world.client().event_bus()
+    error = OSError("no database")
+    error.add_note("its own")
+
+    def breaks(value: int) -> None:
+        raise error
+
+    await bus.on("x", breaks)
+    for number in range(5):
+        await bus.trigger("x", number)
+        await settled(lambda: len(world.errors) == number + 1)  # noqa: B023
+    assert told(world) == [error] * 5
+    own, dsyncs = error.__notes__
+    assert own == "its own"
+    assert "breaks on event 'x' of bus 'default'" in dsyncs
 
 
 async def test_a_slow_callback_delays_nobody_else(world: World) -> None:
@@ -1030,6 +1205,29 @@ async def test_what_is_lost_while_the_connection_is_down_is_counted(real: World)
         assert data(await take(quiet, 1)) == [1]
 
 
+async def test_who_comes_while_the_connection_is_down_is_live_when_it_is_back(
+    real: World,
+) -> None:
+    """And is told of nothing that was lost before."""
+    one, client = real.client().event_bus(), real.client()
+    two = client.event_bus()
+    async with two.subscribe() as older:
+        await one.trigger("x", "before")
+        gate = Gate(client)
+        await real.admin.client_kill_filter(_type="pubsub", skipme=True)
+        await settled(lambda: not client.listening())
+        for _ in range(7):
+            await one.trigger("x", "lost")
+        younger = begun(two.subscribe("x"))
+        assert not younger.live
+        gate.open.set()
+        async with younger:
+            assert client.listening()
+            await one.trigger("x", "after")
+            assert data(await take(younger, 1)) == ["after"]
+        assert data(await take(older, 3)) == ["before", "gap 7", "after"]
+
+
 # -- overflow --------------------------------------------------------------------------------------
 
 
@@ -1154,6 +1352,27 @@ async def test_a_blocker_that_leaves_lets_the_others_go_on(world: World) -> None
         blocker.cancel()
         assert data(await take(events, 5)) == list(range(5))
         assert not bus._hub._stalled
+
+
+async def test_what_waited_for_a_blocker_leaves_the_loop_to_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SLICE", 10)
+    bus = world.client().event_bus()
+    waiting = bus._hub._stalled
+    blocker = await bus.subscribe("x", maxsize=1, overflow="block")
+    async with bus.subscribe("*") as events:
+        for number in range(61):
+            await bus.trigger("x", number)
+        await settled(lambda: len(waiting) == 60)
+        blocker.cancel()
+        assert len(waiting) == 50
+        reply = bus.trigger("x", 61)  # it comes behind them
+        while before := len(waiting):
+            await asyncio.sleep(0)
+            assert before - len(waiting) <= 10
+        await reply
+        assert data(await take(events, 62)) == list(range(62))
 
 
 async def test_what_waits_for_a_blocker_is_bounded(
@@ -1425,6 +1644,14 @@ async def test_the_local_bus_is_a_bus_of_its_own() -> None:
         assert data(await take(events, 3)) == ["gap 3", 3, 4]
     with pytest.raises(dsync.WaitTimeout):
         await one.wait_for("x", timeout=0.01)
+
+
+async def test_a_local_bus_that_nobody_keeps_is_forgotten() -> None:
+    bus = dsync.local.EventBus()
+    await bus.on("x", print)
+    hub_ = weakref.ref(bus._hub)
+    del bus
+    await settled(lambda: (gc.collect(), hub_() is None)[1])
 
 
 def test_the_local_bus_can_be_decorated_at_import() -> None:

@@ -212,6 +212,22 @@ async def test_a_publish_whose_reply_was_lost_is_heard_once(
     assert ledger.received == sent
 
 
+async def test_a_batch_is_known_again_for_as_long_as_it_may_be_repeated(
+    real: World, proxy: Proxy, through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which depends on `outage_timeout`."""
+    monkeypatch.setattr(hub, "REMEMBER_MS", 1)
+    bus = through().event_bus()
+    await bus.trigger("warm")
+    async with real.client().event_bus().subscribe("n") as events:
+        for number in range(3):
+            cut = proxy.swallow_replies_then_cut(PUBLISH)
+            await bus.trigger("n", number)
+            assert cut.done()
+        await bus.trigger("n", "end")
+        assert [await next_of(events) for _ in range(4)] == [0, 1, 2, "end"]
+
+
 async def test_a_late_copy_of_a_batch_is_not_published_again(
     real: World, proxy: Proxy, through: Through
 ) -> None:
@@ -349,6 +365,48 @@ async def test_a_callback_waits_for_a_server_that_comes_late(own_server: OwnServ
     await settled(lambda: got == [1])
 
 
+async def test_a_callback_whose_waiter_gave_up_waits_for_a_server_that_comes_late(
+    own_server: OwnServer,
+) -> None:
+    """Nobody awaits it any more, so nobody is told that it is over: it is not."""
+    own_server.kill()
+    bus, got = own_server.client(outage_timeout=0.3).event_bus(), list[Any]()
+    subscription = bus.on("n", got.append)
+
+    async def enter() -> None:
+        await subscription
+
+    entering = asyncio.create_task(enter())
+    await asyncio.sleep(0)
+    entering.cancel()
+    await asyncio.gather(entering, return_exceptions=True)
+    await settled(lambda: len(own_server.errors) == 1, "the hook is told")
+    assert isinstance(own_server.errors.pop(), dsync.StoreUnavailable)
+    own_server.restart()
+    await settled(lambda: subscription.live)
+    await own_server.client().event_bus().trigger("n", 1)
+    await settled(lambda: got == [1])
+
+
+async def test_nobody_is_live_while_the_server_is_gone_though_another_was_before(
+    own_server: OwnServer,
+) -> None:
+    client, got = own_server.client(outage_timeout=0.3), list[Any]()
+    bus = client.event_bus()
+    await bus.on("n", got.append)
+    own_server.kill()
+    await settled(lambda: not client.listening())
+    outcomes = await asyncio.gather(
+        *(bus.on("n", print), bus.subscribe("n"), bus.wait_for("n", timeout=5)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [dsync.StoreUnavailable] * 3
+    assert len(bus._hub.subscribers()) == 1
+    own_server.restart()
+    await bus.trigger("n", 1)
+    await settled(lambda: got == [1])
+
+
 async def test_all_that_waits_to_be_published_fails_when_the_server_is_gone(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +441,22 @@ async def test_a_client_that_closes_while_the_server_is_gone_fails_all_that_wait
     outcomes = {type(outcome) for outcome in await waiting}
     assert outcomes <= {dsync.ClientClosed, dsync.StoreUnavailable}
     own_server.restart()
+
+
+async def test_a_client_that_closes_sends_all_that_waits_as_long_as_there_are_answers(
+    real: World, proxy: Proxy, through: Through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes: `outage_timeout` is for a server that is silent."""
+    monkeypatch.setattr(hub, "BATCH", 1)
+    client, count = through(outage_timeout=0.6), 25
+    bus = client.event_bus()
+    await bus.trigger("warm")
+    async with real.client().event_bus().subscribe("n") as events:
+        proxy.delay = 0.02  # each way: 25 times there and back are more than 0.6 s
+        replies = [bus.trigger("n", number) for number in range(count)]
+        await client.aclose()
+        await asyncio.gather(*replies)
+        assert [await next_of(events) for _ in range(count)] == list(range(count))
 
 
 # -- slow ones -------------------------------------------------------------------------------------
