@@ -264,7 +264,8 @@ class Client:
         Args:
             name: any text but the empty one.
             codec: what turns data into bytes and back: None for JSON, `bytes` for none, or
-                anything with dumps and loads, or encode and decode (pickle, msgspec.msgpack).
+                anything with dumps and loads, or encode and decode (msgspec.msgpack, pickle:
+                that runs what is in a message, so only where you trust all who may publish).
             max_size: bytes; `trigger()` refuses larger data.
         """
         checked_name(name)
