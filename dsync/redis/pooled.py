@@ -29,6 +29,7 @@ _CODES = {
 
 
 def _as_refusal(error: Exception) -> Refusal:
+    error.__traceback__ = None  # its frames hold the replies, and so all that this error is among
     code = _CODES.get(type(error), "")
     return Refusal(f"{code} {error}".strip())
 
