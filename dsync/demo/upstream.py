@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dsync.lease import Lease
+
 __all__ = ["Upstream", "call"]
 
 
@@ -55,10 +57,16 @@ class Upstream:
         await self._server.wait_closed()
 
 
-async def call(path: Path) -> None:
-    """Call the service and return when it has answered."""
+async def call(path: Path, permit: Lease) -> None:
+    """Call the service and return when it has answered.
+
+    Raises:
+        LeaseLost: the permit is not ours any more; nothing was asked for.
+    """
     reader, writer = await asyncio.open_unix_connection(path)
     try:
+        if not permit.held:  # stopped while it connected: what runs again runs to its next await
+            raise permit.error()
         writer.write(b"work\n")
         await reader.readline()
     finally:

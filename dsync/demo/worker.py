@@ -109,9 +109,9 @@ class Worker:
         while not self.over:
             note = self.journal.hold("upstream")
             try:
-                async with self.calls:
+                async with self.calls as permit:
                     note("entered")
-                    await call(self.upstream)
+                    await call(self.upstream, permit)
                     note("left")
             except dsync.LeaseLost:
                 note("lost")
