@@ -1,5 +1,6 @@
 """`dsync demo` keeps its promises on real processes, and its verdict notices when one is broken."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,8 +16,11 @@ from typing import Any
 
 import pytest
 
+import dsync
 from dsync.demo.__main__ import main as demo_module
 from dsync.demo.items import Queue, Stale
+from dsync.demo.upstream import Upstream, call
+from dsync.lease import Lease
 
 ROOT = Path(__file__).parent.parent
 
@@ -509,3 +513,24 @@ def test_a_line_that_a_kill_cut_short_was_never_written(tmp_path: Path):
     with (tmp_path / "1.jsonl").open("a") as journal:
         journal.write('{"at": 2.99, "worker": 1, "what": "le')
     assert demo_module(["verify", str(tmp_path)]) == 0
+
+
+async def test_who_was_stopped_while_it_connected_does_not_ask_when_its_permit_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permit = Lease("a permit", None, None)
+    connect = asyncio.open_unix_connection
+
+    async def stopped(path: Path) -> Any:
+        connected = await connect(path)
+        permit.released = True
+        permit.lose("its lease ran out")
+        return connected
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", stopped)
+    async with Upstream(tmp_path / "upstream") as upstream:
+        with pytest.raises(dsync.LeaseLost):
+            await call(upstream.path, permit)
+        monkeypatch.undo()
+        await call(upstream.path, Lease("another", None, None))
+        assert upstream.calls == 1
