@@ -246,8 +246,8 @@ class Cohort(Line):
         code, fence_or_place, ms, waiting, limit = reply
         if limit != self.limit:
             self.learn_limit(limit)
-        if self.permits.unborn:
-            self.permits.be_born()
+        if self.permits.declaration.unborn:
+            self.permits.declaration.be_born()
         if code == 1:
             self.granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
@@ -518,8 +518,12 @@ class Cohort(Line):
         """The store has this limit; `expected`: a call of ours has just made it so."""
         if limit != self.limit:
             grown, self.limit = limit > self.limit, limit
-            if not (expected or self._changing):
-                self.client.disagreement(self.what, self.declared, limit)
+            if not (expected or self._changing or limit == self.declared):
+                self.client.disagreement(
+                    self.what,
+                    f"has {limit} permits in all; this process was made with {self.declared} "
+                    "(a newer process declared another value, or somebody resized it)",
+                )
             if grown:
                 self.stand()
 

@@ -1,10 +1,10 @@
 """Permits: the transitions of one lock or semaphore, with what is the same in every call."""
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dsync.beat import SILENCE_MS
+from dsync.declaration import Declaration
 from dsync.store import Arg, Bound, Done
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Permits:
         self.block = PASSES if fences else 0
         self._fixed = fences  # a lock's limit is 1 and nobody declares another
         self.declared = value
-        self._revision = 0 if fences else client.next_revision()
+        self.declaration = Declaration(client, made=not fences)
         self._common: dict[str, Arg] = {
             "block": self.block,
             "inbox": client.store.channel,
@@ -38,11 +38,10 @@ class Permits:
         # The same, and a late copy of the token's acquire will be refused.
         self.bury = release(tombstone=TOMBSTONE_MS)
         self._stamped: int | str = 0
-        self.unborn = False  # a declaration was sent before the client knew when it was born
 
     def acquire(self, token: str, lease: float, wait: int, done: Done) -> None:
         """`wait` 1: join the queue, or keep the place there; 0: now or not at all."""
-        stamp = 0 if self._fixed else self._stamp()
+        stamp = 0 if self._fixed else self.declaration.stamp()
         if stamp != self._stamped:
             self._acquires = ({}, {})
             self._stamped = stamp
@@ -101,7 +100,7 @@ class Permits:
             done,
             token=self._client.token(0),
             declared=self.declared,
-            stamp=self._stamp(),
+            stamp=self.declaration.stamp(),
             tombstone=TOMBSTONE_MS,
         )
 
@@ -110,29 +109,11 @@ class Permits:
         common = {} if transition == "permit_info" else self._common
         self._record.run(transition, done, **args, **common)
 
-    # -- what this process declares ---------------------------------------------------------------
-
     def declare(self, value: int) -> bool:
         """What the newest object of this process was made with.  -> whether that is news"""
         if value == self.declared:
             return False
         self.declared = value
-        self._revision = self._client.next_revision()
+        self.declaration.renew()
         self._acquires = ({}, {})
         return True
-
-    def _stamp(self) -> int | str:
-        """When this declaration was made, as the store compares them: by the client's birth."""
-        born = self._client.store.born
-        if isinstance(born, str):
-            self.unborn = True
-            return born
-        return born + self._revision
-
-    def be_born(self) -> None:
-        """What was declared as "now" was declared by now: what we declare next is newer."""
-        born, asked = self._client.store.born, self._client.store.born_asked
-        if not isinstance(born, str):
-            self.unborn = False
-            age = int((time.monotonic() - asked) * 1_000_000)
-            self._revision = self._client.next_revision(age)

@@ -140,6 +140,11 @@ class Store(Protocol):
         """Whether messages reach us at the moment."""
         ...
 
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be asked at the moment, as far as is known."""
+        ...
+
     def subscribe(self, channel: str) -> None:
         """From now on the inbox gets the channel's `news`.
 

@@ -11,7 +11,7 @@ import fakeredis
 import pytest
 import redis
 
-from dsync.local import barriers, buses, events, permits
+from dsync.local import barriers, buses, events, permits, rates
 from dsync.local.store import TRANSITIONS
 from dsync.redis.script import SCRIPTS, TEXTS, Script
 from dsync.store import Arg
@@ -141,7 +141,13 @@ def test_the_scripts_of_one_record_call_its_keys_by_the_same_names() -> None:
             assert keys == longest[: len(keys)]
 
 
-FAMILIES = {"permit": permits, "event": events, "barrier": barriers, "bus": buses}
+FAMILIES = {
+    "permit": permits,
+    "event": events,
+    "barrier": barriers,
+    "bus": buses,
+    "rate": rates,
+}
 
 
 def test_every_script_has_a_twin_and_every_twin_a_script() -> None:

@@ -52,6 +52,10 @@ class RedisStore:
         return self.link.listening
 
     @property
+    def connected(self) -> bool:
+        return self.link.connected
+
+    @property
     def progress(self) -> float:
         return self.link.progress
 

@@ -117,6 +117,10 @@ class Wire(Link):
         connection.write(command if type(command) is bytes else packed(*command))
         return call
 
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
     def _put(self, call: Call) -> None:
         if self._connection is None:
             self._backlog.append(call)

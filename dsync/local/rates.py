@@ -1,0 +1,128 @@
+"""The transitions of RateLimiter in this process: twins of lua/rate_*."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+__all__ = ["TRANSITIONS", "Bucket"]
+
+REMEMBERED = 400  # bytes of text about the last reservations
+KEEP_MS = 60_000  # for which an empty bucket is remembered
+
+
+class Declared(NamedTuple):
+    """What a limiter was made with: `rate` units per so many µs, at most `burst` at once."""
+
+    rate: str = ""
+    per: str = ""
+    burst: int = 0
+
+    def drained(self, units: float) -> int:
+        """How long until so many units have drained, µs; what rounding may add up to is nothing."""
+        if units <= 1e-9 * self.burst:
+            return 0
+        return math.ceil(units * int(self.per) / float(self.rate))
+
+    def room(self, level: float) -> list[int]:
+        """Units that are free, µs until all are."""
+        free = math.floor(self.burst - level + 1e-9 * self.burst)
+        return [max(0, free), self.drained(level)]
+
+    def told(self) -> list[str]:
+        return [self.rate, self.per, str(self.burst)]
+
+
+class Bucket:
+    """The state of one rate limiter."""
+
+    __slots__ = (
+        "clock", "declared", "ends", "epoch", "fence", "level", "recent", "stamp", "taken",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.clock = 0  # µs, when the level was what is noted
+        self.level = 0.0  # units that have not drained yet
+        self.taken = 0  # all that ever were
+        self.declared = Declared()
+        self.stamp = 0  # of the declaration, µs
+        self.epoch = 0  # when the record was made, µs; 0: it was not
+        self.ends = 0  # when it is forgotten, ms
+        # ";token position at" of each, the newest first: what `taken` was then, when to use it, µs.
+        self.recent = ";"
+        self.fence = 0  # a rate limiter has none
+
+    def sweep(self, now: int) -> bool:
+        return self.ends <= now
+
+    def empty(self) -> bool:
+        return not self.epoch
+
+    def level_at(self, us: int) -> float:
+        if not self.epoch:
+            return 0.0
+        rate, per, _ = self.declared
+        return max(0.0, self.level - max(0, us - self.clock) * float(rate) / int(per))
+
+    def write(self, us: int, level: float) -> None:
+        """Write it down, for as long as it takes to drain, and a minute."""
+        self.epoch = self.epoch or us
+        self.clock, self.level = us, level
+        self.ends = us // 1000 + math.ceil(self.declared.drained(level) / 1000) + KEEP_MS
+
+
+def rate_look(bucket: Bucket, us: int) -> list[Any]:
+    if not bucket.epoch:
+        return [0, 0, 0, 0, 0, "", "", ""]
+    level, declared = bucket.level_at(us), bucket.declared
+    over = level - declared.burst
+    reserved = max(0, math.ceil(over - 1e-9 * declared.burst))
+    return [
+        declared.drained(over + 1), *declared.room(level), reserved, bucket.epoch, *declared.told()
+    ]  # fmt: skip
+
+
+def rate_take(
+    bucket: Bucket, us: int, *, token: str, amount: int, patience: int, declared: str, period: int,
+    capacity: int, born: int | str,
+) -> list[Any]:  # fmt: skip
+    level = bucket.level_at(us)
+    stamp, own = int(born or us), Declared(declared, str(period), capacity)
+    newer = stamp > bucket.stamp
+    if newer:
+        bucket.stamp, bucket.declared = stamp, own
+
+    def reply(code: int, wait: int, position: int) -> list[Any]:
+        told = [] if bucket.declared == own else bucket.declared.told()
+        return [code, wait, *bucket.declared.room(level), position, bucket.epoch, *told]
+
+    known = re.search(f";{re.escape(token)} (\\d+) (\\d+);", bucket.recent)
+    if known:
+        return reply(1, max(0, int(known[2]) - us), int(known[1]))
+    burst = bucket.declared.burst
+    wait = bucket.declared.drained(level + amount - burst)
+    if amount > burst or 0 <= patience < wait:
+        if newer or us < bucket.clock:
+            bucket.write(us, level)
+        return reply(-1, 0, 0) if amount > burst else reply(0, wait, 0)
+    level += amount
+    bucket.taken += amount
+    bucket.recent = f";{token} {bucket.taken} {us + wait}{bucket.recent}"[:REMEMBERED]
+    bucket.write(us, level)
+    return reply(1, wait, bucket.taken)
+
+
+def rate_return(bucket: Bucket, us: int, *, token: str, position: int, amount: int) -> list[int]:
+    if bucket.taken != position or not bucket.recent.startswith(f";{token} "):
+        return [0]
+    level = max(0.0, bucket.level_at(us) - amount)
+    bucket.taken -= amount
+    entries = re.findall(r"([^; ]+ (\d+) \d+;)", bucket.recent)
+    bucket.recent = ";" + "".join(text for text, at in entries if int(at) <= bucket.taken)
+    bucket.write(us, level)
+    return [1]
+
+
+TRANSITIONS: Final[dict[str, Callable[..., list[Any]]]] = {
+    transition.__name__: transition for transition in (rate_look, rate_take, rate_return)
+}

@@ -1,0 +1,88 @@
+"""Slots of a rate limit, and the tasks that wait for them in line."""
+
+import asyncio
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
+
+__all__ = ["NEVER", "Line", "Slot", "Waiter"]
+
+NEVER = float("inf")
+_by_time = attrgetter("at")
+
+
+class Slot:
+    """Units that are ours to use at a time."""
+
+    __slots__ = ("amount", "at", "epoch", "kept", "position", "token")
+
+    def __init__(self, token: str, amount: int, position: int, epoch: int, at: float) -> None:
+        self.token = token
+        self.amount = amount
+        self.position = position  # of its last unit, among all that were ever taken
+        self.epoch = epoch  # of the store's record
+        self.at = at  # time.monotonic()
+        self.kept = False  # it could not be handed back
+
+
+class Waiter:
+    """A task that waits."""
+
+    __slots__ = ("deadline", "future", "slot")
+
+    def __init__(self, future: "asyncio.Future[None]", deadline: float) -> None:
+        self.future = future
+        self.deadline = deadline  # time.monotonic()
+        self.slot: Slot | None = None  # what it was served with
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Line:
+    """The tasks that want as many units, in order of arrival, and the slots they have for it."""
+
+    __slots__ = ("amount", "asked", "due", "slots", "timer", "waiters")
+
+    # Every waiter is covered, by a slot or by a question on its way: asked + slots >= waiters.
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount
+        self.waiters: deque[Waiter] = deque()
+        self.slots: deque[Slot] = deque()  # in order of time
+        self.asked = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.due = NEVER  # when it fires, time.monotonic()
+
+    def surplus(self) -> int:
+        return len(self.slots) + self.asked - len(self.waiters)
+
+    def put(self, slot: Slot) -> None:
+        if self.slots and self.slots[-1].at > slot.at:
+            insort(self.slots, slot, key=_by_time)
+        else:
+            self.slots.append(slot)
+
+    def next(self) -> Waiter | None:
+        """Who is served next: those that were cancelled and have yet to run are passed over."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.future.done():
+                return waiter
+        return None
+
+    def wake(self, at: float, action: "Callable[[Line], None]") -> None:
+        """Have the action called at this time, or earlier."""
+        if at < self.due:
+            self.stop()
+            self.due = at
+            delay = max(at - time.monotonic(), 0)
+            self.timer = asyncio.get_running_loop().call_later(delay, action, self)
+
+    def stop(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer, self.due = None, NEVER
