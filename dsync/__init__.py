@@ -1,6 +1,7 @@
 """asyncio's synchronization primitives, across processes and machines."""
 
 from dsync.barrier import Barrier, BarrierInfo
+from dsync.calls import SKIPPED, Skipped
 from dsync.client import Client, connect
 from dsync.condition import Condition
 from dsync.errors import (
@@ -21,11 +22,13 @@ from dsync.event_bus import EventBus
 from dsync.info import Holder, LockInfo, Queued, SemaphoreInfo
 from dsync.lease import Lease
 from dsync.lock import Lock
+from dsync.rate_limiter import Decision, RateLimiter, RateLimiterInfo
 from dsync.reply import Reply
 from dsync.semaphore import BoundedSemaphore, Semaphore
 from dsync.subscription import Gap, Message, Stream, Subscription
 
 __all__ = [
+    "SKIPPED",
     "AcquireTimeout",
     "BadMessage",
     "Barrier",
@@ -34,6 +37,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "Condition",
+    "Decision",
     "DsyncError",
     "Event",
     "EventBus",
@@ -47,10 +51,13 @@ __all__ = [
     "Message",
     "NotHeld",
     "Queued",
+    "RateLimiter",
+    "RateLimiterInfo",
     "Reply",
     "SchemaMismatch",
     "Semaphore",
     "SemaphoreInfo",
+    "Skipped",
     "StoreUnavailable",
     "Stream",
     "Subscription",

@@ -22,11 +22,15 @@ from dsync.errors import ClientClosed
 from dsync.event import Event
 from dsync.event_bus import EventBus
 from dsync.flag import Flag
+from dsync.flight import Flight
 from dsync.holding import checked_terms
 from dsync.hub import Hub
+from dsync.jobs import Jobs
 from dsync.lease import Keeper, Lease, LostHook, OnLost, Terms
 from dsync.lock import Lock
 from dsync.names import checked_name, identify
+from dsync.quota import Quota
+from dsync.rate_limiter import RateLimiter, checked_rate
 from dsync.semaphore import BoundedSemaphore, Semaphore
 from dsync.store import Home, Listener, Store
 
@@ -54,7 +58,7 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
-class Client:
+class Client(Jobs):
     """Primitives by name, in one store.
 
     Making one does no I/O and needs no event loop.  It binds to the loop that uses it first.
@@ -102,6 +106,8 @@ class Client:
         self._flags: WeakValueDictionary[str, Flag] = WeakValueDictionary()  # by channel
         self._arrivals: WeakValueDictionary[str, Arrivals] = WeakValueDictionary()  # by name
         self._hubs: WeakValueDictionary[str, Hub] = WeakValueDictionary()  # by name
+        self._flights: WeakValueDictionary[str, Flight] = WeakValueDictionary()  # by key
+        self._quotas: WeakValueDictionary[tuple[str, str], Quota] = WeakValueDictionary()
         self._deferred: list[Callable[[], None]] = []  # until there is a loop
         # Who wants to hear what is said on a channel.
         self._listeners: dict[str, Listener] = {}
@@ -255,6 +261,33 @@ class Client:
         lease = checked_lease("lease", lease)
         arrivals = Arrivals(self, name)
         return Barrier(self._arrivals.setdefault(name, arrivals), name, parties, lease)
+
+    def rate_limiter(
+        self, name: str, rate: float, per: float = 1.0, burst: int | None = None
+    ) -> RateLimiter:
+        """The rate limiter of this name: `rate` units per `per` seconds, for all processes.
+
+        Args:
+            name: any text but the empty one.
+            rate: units per `per`; RateLimiter.parse() reads it, and `per`, from "600/minute".
+            per: seconds.
+            burst: units that may be taken at once, after a pause; by default what one period
+                brings.  1 spreads them evenly.
+        """
+        return self._rate_limiter("rate", name, rate, per, burst)
+
+    def _rate_limiter(
+        self, kind: str, name: str, rate: float, per: float, burst: int | None
+    ) -> RateLimiter:
+        checked_name(name)
+        rate, per, burst = checked_rate(rate, per, burst)
+        quota = self._quotas.get((kind, name))
+        if quota is None:
+            what = f"{'rate limiter' if kind == 'rate' else kind} {name!r}"
+            quota = self._quotas[kind, name] = Quota(self, kind, name, what, rate, per, burst)
+        else:
+            quota.declare(rate, per, burst)
+        return RateLimiter(quota, name, rate, per, burst)
 
     def event_bus(
         self, name: str = "default", *, codec: Any = None, max_size: int = 2**20
@@ -446,15 +479,11 @@ class Client:
             except Exception:
                 log.exception("the on_lost hook failed on %r", lease)
 
-    def disagreement(self, what: str, declared: int, limit: int) -> None:
-        """The store has another limit than the one this process declared: say so once."""
-        if declared != limit and what not in self._warned:
+    def disagreement(self, what: str, how: str) -> None:
+        """The store has another value than the one this process declared: say so once."""
+        if what not in self._warned:
             self._warned.add(what)
-            log.warning(
-                "%s has %d permits in all; this process was made with %d "
-                "(a newer process declared another value, or somebody resized it)",
-                what, limit, declared,
-            )  # fmt: skip
+            log.warning("%s %s", what, how)
 
     # -- what the store delivers ------------------------------------------------------------------
 

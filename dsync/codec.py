@@ -17,16 +17,15 @@ class Codec:
         self.loads = loads
         self._dumps = dumps
 
-    def dumps(self, event: str, data: Any) -> bytes:
-        """The data as bytes; TypeError and ValueError name the event."""
+    def dumps(self, what: str, data: Any) -> bytes:
+        """The data as bytes; TypeError and ValueError say of what."""
         try:
             encoded = self._dumps(data)
             return encoded.encode() if isinstance(encoded, str) else bytes(memoryview(encoded))
         except Exception as error:  # each codec has errors of its own
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(
-                f"event {event!r}: {self.name} cannot encode its data, "
-                f"a {type(data).__name__}: {error}"
+                f"{what}: {self.name} cannot encode its data, a {type(data).__name__}: {error}"
             ) from error
 
 

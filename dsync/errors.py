@@ -7,7 +7,7 @@ DsyncError
 ├── NotHeld(RuntimeError)               asyncio's RuntimeError cases: this object does not hold it
 ├── TooManyWaiters                      max_waiters already wait; nothing is held, nothing is queued
 ├── StoreUnavailable(ConnectionError)   Redis could not be asked; nothing is held past its lease
-├── BadMessage(ValueError)              a message of a bus that cannot be read; it was skipped
+├── BadMessage(ValueError)              a message or kept value that cannot be read; skipped
 ├── SchemaMismatch                      the state under our key was written by a newer dsync
 ├── ForeignKey                          the value under our key is not ours
 └── ClientClosed(RuntimeError)          the client was closed
@@ -57,7 +57,7 @@ class StoreUnavailable(DsyncError, ConnectionError):
 
 
 class BadMessage(DsyncError, ValueError):
-    """A message of a bus that cannot be read, from another program or codec.  It was skipped."""
+    """A message or kept value that cannot be read, of another program or codec.  Skipped."""
 
 
 class SchemaMismatch(DsyncError):

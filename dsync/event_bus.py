@@ -58,7 +58,7 @@ class EventBus:
         awaits.  Await the last one before you release a lock or set an event by which others go on.
         """
         checked_name(event, "event")
-        payload = self._codec.dumps(event, data)
+        payload = self._codec.dumps(f"event {event!r}", data)
         size = len(event.encode()) + len(payload)
         if size > self._max_size:
             raise ValueError(

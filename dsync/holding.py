@@ -118,6 +118,15 @@ class Holding:
                     return
                 inside = inside.outer
 
+    def _enter_body(self, lease: Lease) -> None:
+        """A body begins, of the task that has just acquired."""
+        task = lease.owner
+        assert task is not None
+        if lease.hold is not None and self._terms.on_lost == "cancel":
+            lease.guard(task)
+        lease.outer = self._inside.get(task)
+        self._inside[task] = lease
+
     def _leave_body(self) -> "tuple[asyncio.Task[object], Lease]":
         """The body that ends now: its task, and the lease that it began with."""
         task = asyncio.current_task()
@@ -190,12 +199,7 @@ class Holding:
 
     async def __aenter__(self) -> Lease:
         lease = await self._acquire(None)
-        task = lease.owner
-        assert task is not None
-        if lease.hold is not None and self._terms.on_lost == "cancel":
-            lease.guard(task)
-        lease.outer = self._inside.get(task)
-        self._inside[task] = lease
+        self._enter_body(lease)
         return lease
 
     async def __aexit__(

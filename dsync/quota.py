@@ -92,7 +92,12 @@ class Quota:
         future: asyncio.Future[Call] = self.client.enter().create_future()
         token = self._new_token()
         self._take(token, amount, 0, partial(self._tried, future, token, amount))
-        call = await future
+        try:
+            call = await future
+        except BaseException:
+            if future.done() and not future.cancelled():  # it was answered just before
+                self._give_up(token, amount, future.result())
+            raise
         if isinstance(call.reply, BaseException):
             raise call.reply
         if call.reply[0] < 0:
@@ -105,7 +110,12 @@ class Quota:
             self._learn(call.reply)
         if not future.done():
             future.set_result(call)
-        elif type(call.reply) is list and call.reply[0] == 1:  # cancelled: nobody will use it
+        else:
+            self._give_up(token, amount, call)
+
+    def _give_up(self, token: str, amount: int, call: Call) -> None:
+        """Who tried was cancelled: hand back what it got."""
+        if type(call.reply) is list and call.reply[0] == 1:
             position, epoch = call.reply[4:6]
             self._spare.append(Slot(token, amount, position, epoch, time.monotonic()))
             self._hand_back()

@@ -5,6 +5,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import fakeredis
 import pytest
@@ -17,12 +18,16 @@ from dsync.names import tag
 from dsync.server import Server
 
 STORES = ("memory", "fakeredis", "server")
+# What the guarantees say that a user needs.
+RIGHTS = ("+@read", "+@write", "+@scripting", "+@pubsub", "+time", "+ping", "+client|setname")
 # The parts of a record that are empty when nobody holds or waits.
 LIVELY = ("holders", "waiters", "sleepers", "arrivals", "draining")
 
 
 class World:
     """A store to test against.  Each client made here stands for a process of its own."""
+
+    restricted = True  # clients of a server have the rights that are documented and no others
 
     def __init__(self, kind: str, url: str) -> None:
         self.kind = kind
@@ -33,6 +38,7 @@ class World:
         self.admin: Any = None  # a redis client of the test's own, where there is a server
         self.fake = fakeredis.FakeServer() if kind == "fakeredis" else None
         self.leftovers_allowed = False  # a test that kills or cuts clients off sets this
+        self._direct = url
 
     @property
     def real(self) -> bool:
@@ -53,9 +59,22 @@ class World:
 
     async def open(self) -> None:
         if self.kind == "server":
-            self.admin = redis.asyncio.Redis.from_url(self.url)
+            self.admin = redis.asyncio.Redis.from_url(self._direct)
+            if self.restricted:
+                self.url = await self._restricted_user()
         elif self.kind == "fakeredis":
             self.admin = fakeredis.FakeAsyncRedis(server=self.fake)
+
+    async def _restricted_user(self) -> str:
+        """-> the URL of a user of this test"""
+        password = uuid.uuid4().hex
+        await self.admin.execute_command(
+            "ACL", "SETUSER", self.namespace, "reset", "on", f">{password}", *RIGHTS,
+            f"~{{{self.namespace}*", f"&{self.namespace}*",
+        )  # fmt: skip
+        parts = urlsplit(self._direct)
+        netloc = f"{self.namespace}:{password}@{parts.netloc.rpartition('@')[2]}"
+        return parts._replace(netloc=netloc).geturl()
 
     async def keys(self) -> dict[str, int]:
         """Every key of this test's namespace, with its time to live in ms (-1: none)."""
@@ -102,6 +121,8 @@ class World:
                                 for part in LIVELY:
                                     assert not getattr(state, part, None), f"{part} of {key}"
         finally:
+            if self.url != self._direct:
+                await self.admin.acl_deluser(self.namespace)
             if self.admin is not None:
                 await self.admin.aclose()
 

@@ -5,7 +5,8 @@ They are subclasses of those in `dsync`, so code written against either runs on 
     from dsync import local as asyncio_sync
 
 Each file here reads like its part of asyncio/locks.py in Python 3.13, with what was mended there
-through the years, on every Python.
+through the years, on every Python.  RateLimiter, which asyncio has not, stands in for aiolimiter's
+AsyncLimiter.
 """
 
 from dsync.local.barrier import Barrier
@@ -13,6 +14,16 @@ from dsync.local.condition import Condition
 from dsync.local.event import Event
 from dsync.local.event_bus import EventBus
 from dsync.local.lock import Lock
+from dsync.local.rate_limiter import RateLimiter
 from dsync.local.semaphore import BoundedSemaphore, Semaphore
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "EventBus", "Lock", "Semaphore"]
+__all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "Event",
+    "EventBus",
+    "Lock",
+    "RateLimiter",
+    "Semaphore",
+]

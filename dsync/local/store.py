@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from dsync.local import barriers, buses, events, permits
+from dsync.local import barriers, buses, events, flights, permits, rates
 from dsync.names import tag
 from dsync.store import Arg, Bound, Call, Done, Inbox
 
@@ -35,7 +35,11 @@ class State(Protocol):
         ...
 
 
-TRANSITIONS = permits.TRANSITIONS | events.TRANSITIONS | barriers.TRANSITIONS | buses.TRANSITIONS
+TRANSITIONS = {
+    name: transition
+    for module in (permits, events, barriers, buses, rates, flights)
+    for name, transition in module.TRANSITIONS.items()
+}
 
 
 class Memory:
@@ -57,6 +61,8 @@ class Memory:
             "event": lambda: events.Signal(self.publish),
             "barrier": lambda: barriers.Gathering(self.send),
             "bus": lambda: buses.Sequence(self.publish),
+            "rate": rates.Bucket,
+            "flight": lambda: flights.Value(self.publish),
         }
         self.floor = 0  # above every fence of the records that were dropped
         self._steps = 0
@@ -128,6 +134,7 @@ class MemoryStore:
         self.distant = False
         self.progress = 0.0
         self.listening = True
+        self.connected = True
         self.born_asked = time.monotonic()
         self.inbox = inbox
         self.namespace = namespace

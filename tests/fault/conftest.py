@@ -11,8 +11,8 @@ import pytest
 
 import dsync
 from dsync.server import Server
+from dsync.testing import Proxy
 from tests.conftest import World, left_running, settled
-from tests.fault.proxy import Proxy
 from tests.fault.workers import Workers
 
 
@@ -53,6 +53,8 @@ async def through(proxy: Proxy, real: World) -> AsyncIterator[Through]:
 
 class OwnServer(World):
     """A world on a server of its own, which loses everything when it restarts."""
+
+    restricted = False  # a server that comes back empty has forgotten its users
 
     def __init__(self) -> None:
         self.server = Server.start(port=0)

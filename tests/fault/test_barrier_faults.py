@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 import dsync
+from dsync.testing import History as Log
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import OwnServer, Through
-from tests.fault.proxy import Proxy
 from tests.fault.test_server_faults import FAULTS, Fault
-from tests.fault.workers import ROOT, Log, Worker
+from tests.fault.workers import ROOT, Worker
 
 LEASE = 1.0
 Task = asyncio.Task[int]

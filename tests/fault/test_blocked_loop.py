@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import dsync
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import Through
-from tests.fault.proxy import Proxy
 
 LEASE = 0.4
 

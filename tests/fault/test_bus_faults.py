@@ -20,9 +20,9 @@ import pytest
 import dsync
 from dsync import Gap, Message, hub
 from dsync.redis.script import SCRIPTS
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import OwnServer, Through
-from tests.fault.proxy import Proxy
 
 PUBLISH = SCRIPTS["bus_publish"].sha.encode()
 

@@ -16,9 +16,9 @@ import dsync
 from dsync.beat import BEAT
 from dsync.line import Sleeper
 from dsync.redis.script import SCRIPTS
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import OwnServer, Through
-from tests.fault.proxy import Proxy
 from tests.fault.workers import Workers
 
 LEASE = 1.0  # so a claim is as long

@@ -9,9 +9,9 @@ import pytest
 
 import dsync
 from dsync.redis.script import SCRIPTS
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import OwnServer, Through
-from tests.fault.proxy import Proxy
 from tests.fault.workers import Workers
 
 SET, CLEAR, LOOK = (SCRIPTS[f"event_{name}"].sha.encode() for name in ("set", "clear", "look"))

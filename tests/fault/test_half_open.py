@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import dsync
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import Through
-from tests.fault.proxy import Proxy
 
 WAYS = pytest.mark.parametrize("ways", [(), ("requests",), ("replies",)], ids=["both", "to", "fro"])
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import dsync
+from dsync.testing import Proxy
 from tests.conftest import World, settled
 from tests.fault.conftest import Through
-from tests.fault.proxy import Proxy
 
 
 async def warmed(client: dsync.Client) -> None:

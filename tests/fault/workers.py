@@ -2,8 +2,7 @@
 
     python -m tests.fault.workers URL NAMESPACE LOG [options]
 
-One line of JSON for each event goes to LOG: what, t (time.monotonic(), the same clock in every
-process of a machine), pid, and the fence where there is one:
+Each event goes to LOG, a `dsync.testing.History`; holds with the fence where there is one:
 
     waiting   before the acquire         held      the body begins
     step      the body goes on           leaving   the body's last line
@@ -20,71 +19,26 @@ SIGTERM ends the body, and so the work.
 
 import argparse
 import asyncio
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import dsync
+from dsync.testing import Event, History
 
-__all__ = ["Log", "Worker", "Workers"]
+__all__ = ["Worker", "Workers"]
 
-Event = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-
-
-class Log:
-    """A file to which several processes append events."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read = 0
-        self._events: list[Event] = []
-
-    def write(self, what: str, **more: Any) -> None:
-        event = {"what": what, "t": time.monotonic(), "pid": os.getpid(), **more}
-        with self.path.open("ab", buffering=0) as file:
-            file.write(json.dumps(event).encode() + b"\n")  # one write: lines do not mix
-
-    def events(self, what: str | None = None, pid: int | None = None) -> list[Event]:
-        """What was written so far, in the order of time."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read += len(line)
-                    self._events.append(json.loads(line))
-            self._events.sort(key=lambda event: event["t"])
-        return [
-            event
-            for event in self._events
-            if what in (None, event["what"]) and pid in (None, event["pid"])
-        ]
-
-    def holds(self) -> list[tuple[float, float, Event]]:
-        """Each hold: when the body began, when it ended (inf: it did not), and its first event."""
-        found = []
-        for held in self.events("held"):
-            ends = [
-                event["t"]
-                for event in self.events(pid=held["pid"])
-                if event["t"] > held["t"] and event["what"] in ("leaving", "lost", "failed")
-            ]
-            found.append((held["t"], min(ends, default=float("inf")), held))
-        return found
 
 
 class Worker:
     """One worker process; events of it alone in `events()`."""
 
-    def __init__(self, log: Log, arguments: list[str]) -> None:
+    def __init__(self, log: History, arguments: list[str]) -> None:
         self.log = log
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fault.workers", *arguments],
@@ -117,7 +71,7 @@ class Workers:
     """The workers of one test, on one log; none of them outlives it."""
 
     def __init__(self, url: str, namespace: str, path: Path) -> None:
-        self.log = Log(path)
+        self.log = History(path)
         self.all: list[Worker] = []
         self._common = [url, namespace, str(path)]
 
@@ -149,7 +103,7 @@ async def count(path: Path) -> None:
     path.write_text(str(number + 1))
 
 
-async def body(args: argparse.Namespace, log: Log, ended: asyncio.Event) -> None:
+async def body(args: argparse.Namespace, log: History, ended: asyncio.Event) -> None:
     if args.count:
         await count(Path(args.count))
     elif args.read:  # a step for each line of stdin
@@ -167,7 +121,7 @@ async def body(args: argparse.Namespace, log: Log, ended: asyncio.Event) -> None
 
 
 async def do_wait(
-    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+    args: argparse.Namespace, log: History, client: dsync.Client, ended: asyncio.Event
 ) -> None:
     """Wait for a condition once, then hold its lock until SIGTERM (or for one step)."""
     condition = client.condition(args.name, lease=args.lease)
@@ -181,7 +135,7 @@ async def do_wait(
 
 
 async def do_notify(
-    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+    args: argparse.Namespace, log: History, client: dsync.Client, ended: asyncio.Event
 ) -> None:
     """Notify one, and hold the lock until SIGTERM (or for one step)."""
     condition = client.condition(args.name, lease=args.lease)
@@ -194,7 +148,7 @@ async def do_notify(
 
 
 async def do_turns(
-    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+    args: argparse.Namespace, log: History, client: dsync.Client, ended: asyncio.Event
 ) -> None:
     """Take turns with another process: the file `--count` grows by one in each, here if odd."""
     path, mine = Path(args.count), args.step > 0.5
@@ -208,7 +162,7 @@ async def do_turns(
 
 
 async def do_events(
-    args: argparse.Namespace, log: Log, client: dsync.Client, ended: asyncio.Event
+    args: argparse.Namespace, log: History, client: dsync.Client, ended: asyncio.Event
 ) -> None:
     """Wait for an event, with so many tasks as `--rounds` says."""
     event = client.event(args.name)
@@ -230,7 +184,7 @@ DOINGS = {"wait": do_wait, "notify": do_notify, "turns": do_turns, "events": do_
 
 
 async def work(args: argparse.Namespace) -> None:
-    log = Log(Path(args.log))
+    log = History(Path(args.log))
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with dsync.connect(

@@ -2,8 +2,8 @@
 
     async with Proxy.to("redis://127.0.0.1:6379/0") as proxy:
         client = dsync.connect(proxy.url)
-        proxy.delay = 0.02
-        proxy.black_hole()
+        proxy.delay, proxy.jitter = 0.02, 0.01
+        proxy.black_hole("replies")
         proxy.heal()
 
 What a black hole takes is not dropped but held back until `heal()`, in order: so TCP does it, and
@@ -14,6 +14,7 @@ import asyncio
 import random
 import socket
 import struct
+from collections import deque
 from types import TracebackType
 from typing import Literal, Self, cast
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ class Proxy:
         url: where clients connect.
         delay: seconds that everything takes each way; what is under way keeps the old one.
         jitter: seconds, at most so much is added at random; the order stays.
+        throttle: bytes per second that pass each way of each connection; 0 for no bound.
+        refusing: whether connections to come are reset at once, as where no server listens.
         connections: how many were made so far.
     """
 
@@ -38,6 +41,8 @@ class Proxy:
         self.url = ""
         self.delay = 0.0
         self.jitter = 0.0
+        self.throttle = 0.0
+        self.refusing = False
         self.connections = 0
         self._target = (host, port)
         self._path = path
@@ -81,7 +86,8 @@ class Proxy:
             pair.stranded = True
 
     def heal(self) -> None:
-        """What was held back arrives now, and all goes on."""
+        """What was held back arrives now, connections are accepted, and all goes on."""
+        self.refusing = False
         self._holding.clear()
         for pair in list(self._pairs):
             pair.stranded = False
@@ -93,10 +99,17 @@ class Proxy:
         lanes = [getattr(pair, way) for pair in self._pairs]
         return b"".join(data for lane in lanes for data in lane.held if data is not None)
 
-    def cut(self) -> None:
-        """Close every connection, both ends."""
+    def cut(self, *ways: Way) -> None:
+        """Close every connection, both ends; or end the way given, and let the other go on.
+
+        Who reads at the end of that way sees the end of the stream; what is still sent is lost.
+        """
         for pair in list(self._pairs):
-            pair.close()
+            if ways:
+                for way in ways:
+                    getattr(pair, way).end()
+            else:
+                pair.close()
 
     def reset(self) -> None:
         """End every connection with a TCP reset, both ends."""
@@ -137,6 +150,9 @@ class _Pair:
 
     def opened(self) -> None:
         self.proxy.connections += 1
+        if self.proxy.refusing:
+            self.close(reset=True)
+            return
         self.proxy._pairs.add(self)
         self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
@@ -165,6 +181,9 @@ class _Lane:
         self.pair = pair
         self.way = way
         self._due = 0.0  # when what came last leaves
+        # Under way, in order.  A timer each would not keep it: those of one moment run in any.
+        self._under_way: deque[tuple[float, bytes | None]] = deque()
+        self._ended = False  # this way alone was cut
         self.held: list[bytes | None] = []  # None: the end
 
     def arrived(self, data: bytes | None) -> None:
@@ -180,11 +199,23 @@ class _Lane:
                 return
         loop = asyncio.get_running_loop()
         delay = proxy.delay + proxy.jitter * random.random()
-        if delay or self._due > loop.time():
-            self._due = max(self._due, loop.time() + delay)
-            loop.call_at(self._due, self._leave, data)
+        sending = len(data or b"") / proxy.throttle if proxy.throttle else 0.0
+        if delay or sending or self._due > loop.time():
+            self._due = max(self._due, loop.time() + delay) + sending
+            self._under_way.append((self._due, data))
+            if len(self._under_way) == 1:
+                loop.call_at(self._due, self._arrive)
+        elif self._under_way:
+            self._under_way.append((self._due, data))  # due, and still behind others
         else:
             self._leave(data)
+
+    def _arrive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._under_way and self._under_way[0][0] <= loop.time():
+            self._leave(self._under_way.popleft()[1])
+        if self._under_way:
+            loop.call_at(self._under_way[0][0], self._arrive)
 
     def _leave(self, data: bytes | None) -> None:
         pair = self.pair
@@ -193,8 +224,13 @@ class _Lane:
             self.held.append(data)
         elif data is None:
             pair.close()
-        else:
+        elif not self._ended:
             self.sink.transport.write(data)
+
+    def end(self) -> None:
+        self._ended = True
+        if self.sink.transport is not None and not self.sink.transport.is_closing():
+            self.sink.transport.write_eof()
 
     def catch_up(self) -> None:
         held, self.held = self.held, []

@@ -1,0 +1,52 @@
+"""For tests of programs that use dsync: bad networks, and proof of who held what, and when.
+
+    async with Proxy.to("redis://127.0.0.1:6379/0") as proxy:
+        history = History(tmp_path / "history")
+        async with dsync.connect(proxy.url) as client, client.lock("x") as lease:
+            history.write("held", fence=lease.fence)      # so do other processes, on one file
+            proxy.cut()
+            history.write("leaving")
+        assert overlaps(history.events()) == []
+        assert fences(history.events()) == []
+
+Nothing of dsync imports it.
+"""
+
+from dsync.testing.checkers import (
+    Violation,
+    admissions,
+    deliveries,
+    failures,
+    fences,
+    generations,
+    losses,
+    overlaps,
+    pulses,
+    stale_writes,
+    stranded,
+    wake_ups,
+)
+from dsync.testing.history import Event, History, Span, harms, holds, waits
+from dsync.testing.proxy import Proxy
+
+__all__ = [
+    "Event",
+    "History",
+    "Proxy",
+    "Span",
+    "Violation",
+    "admissions",
+    "deliveries",
+    "failures",
+    "fences",
+    "generations",
+    "harms",
+    "holds",
+    "losses",
+    "overlaps",
+    "pulses",
+    "stale_writes",
+    "stranded",
+    "waits",
+    "wake_ups",
+]
