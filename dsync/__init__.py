@@ -20,6 +20,7 @@ from dsync.errors import (
 from dsync.event import Event
 from dsync.event_bus import EventBus
 from dsync.info import Holder, LockInfo, Queued, SemaphoreInfo
+from dsync.leader import Election, Leader
 from dsync.lease import Lease
 from dsync.lock import Lock
 from dsync.rate_limiter import Decision, RateLimiter, RateLimiterInfo
@@ -39,11 +40,13 @@ __all__ = [
     "Condition",
     "Decision",
     "DsyncError",
+    "Election",
     "Event",
     "EventBus",
     "ForeignKey",
     "Gap",
     "Holder",
+    "Leader",
     "Lease",
     "LeaseLost",
     "Lock",

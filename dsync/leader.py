@@ -36,6 +36,7 @@ class Election:
 
     One candidate leads at a time, of all processes that use the same name; they are elected in the
     order in which they came.  Each `async with` is a candidacy, and a term when its body begins.
+    A leader that goes silent is succeeded when its lease (seconds) ends.
 
     Usage::
 

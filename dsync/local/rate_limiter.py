@@ -134,6 +134,8 @@ class RateLimiter(Waiting, _RateLimiter):
             self._wake_up()
         try:
             try:
+                if waiter.done():  # there is enough for all, and those who came before run first
+                    await asyncio.sleep(0)
                 in_time = await waiter
             finally:
                 self._forget(waiter, amount)
