@@ -11,7 +11,7 @@ CANDIDATES := python3.13 python3.12 python3.11 python3.14 python3
 # Run it: a pyenv shim may be there and fail, a Debian python3 may lack ensurepip.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo serve test check format bench clean
+.PHONY: help demo serve test check format bench chaos clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -38,6 +38,9 @@ format: .venv/.installed-dev ## let ruff mend what it can
 
 bench: .venv/.installed-dev ## measure against the floors and redis-py; prints a table
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: .venv/.installed-dev ## real processes under real faults; ARGS="--faults cut" picks some
+	$(BIN)/python -m chaos $(ARGS)
 
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from dsync.server import Server
 # In the order in which they are run and reported.
 MODULES = (
     "cycles", "one_lock", "hand_over", "waiting", "renewing", "semaphore", "event", "condition",
-    "bus", "crash", "local", "imports",
+    "limiter", "bus", "crash", "local", "imports",
 )  # fmt: skip
 
 EPILOG = """\

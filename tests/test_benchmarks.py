@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,24 @@ def test_the_bus_is_measured_against_plain_redis_py():
         line = next(line for line in done.stdout.splitlines() if ratio in line)
         assert goal in line
         assert float(line.partition(ratio)[2].split()[0]) > 0
+
+
+def test_rate_limiters_are_measured_against_a_bare_script_and_against_aiolimiter():
+    peer = find_spec("aiolimiter")
+    done = run("--seconds", "0.2", "--rounds", "1", "limiter", "local-limiter")
+    assert done.returncode == 0, done.stderr
+    for ratio, goal in {
+        "try_acquire() ÷ floor": "≤ 1.3",
+        " acquire() ÷ floor": "≤ 1.3",
+        "EVALs per try_acquire()": "≤ 1",
+        "EVALs per acquire()": "≤ 1",
+        "acquire(), dsync.local ÷ aiolimiter": "≤ 2",
+    }.items():
+        line = next(line for line in done.stdout.splitlines() if ratio in line)
+        assert goal in line
+        found = line.partition(ratio)[2].split()[0]
+        # A peer that is not installed gets a dash.
+        assert found == "-" if "aiolimiter" in ratio and not peer else float(found) > 0
 
 
 def test_list_says_what_there_is():

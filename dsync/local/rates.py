@@ -18,11 +18,16 @@ class Declared(NamedTuple):
     per: str = ""
     burst: int = 0
 
+    @property
+    def pace(self) -> float:
+        """µs in which a unit drains."""
+        return int(self.per) / float(self.rate)
+
     def drained(self, units: float) -> int:
         """How long until so many units have drained, µs; what rounding may add up to is nothing."""
         if units <= 1e-9 * self.burst:
             return 0
-        return math.ceil(units * int(self.per) / float(self.rate))
+        return math.ceil(units * self.pace)
 
     def room(self, level: float) -> list[int]:
         """Units that are free, µs until all are."""
@@ -61,8 +66,7 @@ class Bucket:
     def level_at(self, us: int) -> float:
         if not self.epoch:
             return 0.0
-        rate, per, _ = self.declared
-        return max(0.0, self.level - max(0, us - self.clock) * float(rate) / int(per))
+        return max(0.0, self.level - max(0, us - self.clock) / self.declared.pace)
 
     def write(self, us: int, level: float) -> None:
         """Write it down, for as long as it takes to drain, and a minute."""
@@ -75,11 +79,9 @@ def rate_look(bucket: Bucket, us: int) -> list[Any]:
     if not bucket.epoch:
         return [0, 0, 0, 0, 0, "", "", ""]
     level, declared = bucket.level_at(us), bucket.declared
-    over = level - declared.burst
-    reserved = max(0, math.ceil(over - 1e-9 * declared.burst))
-    return [
-        declared.drained(over + 1), *declared.room(level), reserved, bucket.epoch, *declared.told()
-    ]  # fmt: skip
+    wait = declared.drained(level + 1 - declared.burst)
+    reserved = max(0, math.ceil(level - declared.burst - 1e-9 * declared.burst))
+    return [wait, *declared.room(level), reserved, bucket.epoch, *declared.told()]
 
 
 def rate_take(
@@ -87,28 +89,30 @@ def rate_take(
     capacity: int, born: int | str,
 ) -> list[Any]:  # fmt: skip
     level = bucket.level_at(us)
-    stamp, own = int(born or us), Declared(declared, str(period), capacity)
-    newer = stamp > bucket.stamp
-    if newer:
-        bucket.stamp, bucket.declared = stamp, own
+    mine, own = int(born or us), Declared(declared, str(period), capacity)
+    newer = mine > bucket.stamp
+    held = own if newer else bucket.declared
 
     def reply(code: int, wait: int, position: int) -> list[Any]:
-        told = [] if bucket.declared == own else bucket.declared.told()
-        return [code, wait, *bucket.declared.room(level), position, bucket.epoch, *told]
+        told = [] if held == own else held.told()
+        return [code, wait, *held.room(level), position, bucket.epoch, *told]
 
-    known = re.search(f";{re.escape(token)} (\\d+) (\\d+);", bucket.recent)
+    def write() -> None:
+        bucket.stamp, bucket.declared = max(mine, bucket.stamp), held
+        bucket.write(us, level)
+
+    known = re.search(rf";{re.escape(token)} (\d+) (\d+);", bucket.recent)
     if known:
         return reply(1, max(0, int(known[2]) - us), int(known[1]))
-    burst = bucket.declared.burst
-    wait = bucket.declared.drained(level + amount - burst)
-    if amount > burst or 0 <= patience < wait:
+    wait = held.drained(level + amount - held.burst)
+    if amount > held.burst or 0 <= patience < wait:
         if newer or us < bucket.clock:
-            bucket.write(us, level)
-        return reply(-1, 0, 0) if amount > burst else reply(0, wait, 0)
+            write()
+        return reply(-1, 0, 0) if amount > held.burst else reply(0, wait, 0)
     level += amount
     bucket.taken += amount
     bucket.recent = f";{token} {bucket.taken} {us + wait}{bucket.recent}"[:REMEMBERED]
-    bucket.write(us, level)
+    write()
     return reply(1, wait, bucket.taken)
 
 

@@ -59,7 +59,7 @@ TRANSIENT = frozenset(
         *("BUSY", "OOM", "MISCONF", "NOREPLICAS"),
     }
 )
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 1.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.02, 0.4
 
 
 class Link:

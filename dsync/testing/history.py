@@ -86,9 +86,9 @@ class History:
             if what in (None, event["what"]) and pid in (None, event["pid"])
         ]
 
-    def holds(self) -> list[Span]:
-        """Each hold so far, in the order in which they began."""
-        return holds(self.events())
+    def holds(self) -> list[tuple[float, float, Event]]:
+        """Each hold so far: when it began, when it ended (inf: it did not), its first event."""
+        return [(hold.starts, hold.ends, hold.event) for hold in holds(self.events())]
 
 
 def time_of(event: Event) -> float:

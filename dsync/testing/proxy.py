@@ -37,7 +37,7 @@ class Proxy:
         connections: how many were made so far.
     """
 
-    def __init__(self, host: str, port: int, path: str = "") -> None:
+    def __init__(self, host: str, port: int, path: str = "", user: str = "") -> None:
         self.url = ""
         self.delay = 0.0
         self.jitter = 0.0
@@ -46,6 +46,7 @@ class Proxy:
         self.connections = 0
         self._target = (host, port)
         self._path = path
+        self._user = user  # "name:password@", or nothing
         self._pairs: set[_Pair] = set()
         self._holding: set[Way] = set()
         self._trap: _Trap | None = None
@@ -55,13 +56,14 @@ class Proxy:
     def to(cls, url: str) -> "Proxy":
         """A proxy to the server of this `redis://` URL."""
         parts = urlsplit(url)
-        return cls(parts.hostname or "127.0.0.1", parts.port or 6379, parts.path)
+        user, at, _ = parts.netloc.rpartition("@")
+        return cls(parts.hostname or "127.0.0.1", parts.port or 6379, parts.path, user + at)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Pair(self).client, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"redis://127.0.0.1:{port}{self._path}"
+        self.url = f"redis://{self._user}127.0.0.1:{port}{self._path}"
         return self
 
     async def __aexit__(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,7 +21,7 @@ async def connection(proxy: Proxy) -> AsyncIterator[Connection]:
 
 
 async def dial(proxy: Proxy) -> Connection:
-    return await asyncio.open_connection("127.0.0.1", int(proxy.url.split(":")[2].split("/")[0]))
+    return await asyncio.open_connection("127.0.0.1", urlsplit(proxy.url).port)
 
 
 async def echo(connection: Connection, text: bytes) -> bytes:
@@ -39,6 +40,11 @@ async def test_what_passes_with_jitter_stays_in_order(proxy: Proxy, connection: 
     for number in range(300):
         await reader.readline()
         assert await reader.readline() == b"%d\r\n" % number
+
+
+def test_a_user_and_a_database_of_the_url_stay() -> None:
+    proxy = Proxy.to("redis://me:it%20is@127.0.0.1:1/3")
+    assert (proxy._user, proxy._path) == ("me:it%20is@", "/3")
 
 
 async def test_a_throttle_lets_no_more_bytes_through_than_it_says(

@@ -13,11 +13,15 @@ if not clock then
   return redis.error_reply(schema and 'SCHEMA ' .. schema or 'FOREIGN ' .. state)
 end
 clock, level, taken, burst = tonumber(clock), tonumber(level), tonumber(taken), tonumber(burst)
-if text then level = math.max(0, level - math.max(0, us - clock) * rate / per) end
+local pace -- µs in which a unit drains
+if text then
+  pace = per / rate
+  if us > clock then level = math.max(0, level - (us - clock) / pace) end
+end
 
 -- How long until `units` have drained, µs; what rounding may add up to is nothing.
 local function drained(units)
-  return units > 1e-9 * burst and math.ceil(units * per / rate) or 0
+  return units > 1e-9 * burst and math.ceil(units * pace) or 0
 end
 
 -- Units that are free, µs until all are.
@@ -27,7 +31,7 @@ end
 
 -- Writes it down, for as long as it takes to drain, and a minute.
 local function write()
-  if epoch == '0' then epoch = string.format('%.0f', us) end
-  redis.call('SET', state, string.format('1 %.0f %.17g %.0f %s %s %s %s %.0f %s', us, level, taken,
+  if epoch == '0' then epoch = string.format('%d', us) end
+  redis.call('SET', state, string.format('1 %d %.17g %d %s %s %s %s %d %s', us, level, taken,
     epoch, stamp, rate, per, burst, recent), 'PX', math.ceil(drained(level) / 1000) + 60000)
 end

@@ -13,4 +13,4 @@ if not text then return {0, 0, 0, 0, 0, '', '', ''} end
 local remaining, reset = room()
 local reserved = math.max(0, math.ceil(level - burst - 1e-9 * burst))
 return {drained(level + 1 - burst), remaining, reset, reserved, tonumber(epoch), rate, per,
-  string.format('%.0f', burst)}
+  string.format('%d', burst)}

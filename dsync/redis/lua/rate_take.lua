@@ -23,15 +23,17 @@ local born     = ARGV[7]             -- µs, when its client was born; '' now
 -- include: rate
 
 -- The newest client's declaration holds; what is in the bucket stays in it.
-if born == '' then born = string.format('%.0f', us) end
+if born == '' then born = string.format('%d', us) end
 local newer = tonumber(born) > tonumber(stamp)
-if newer then stamp, rate, per, burst = born, declared, period, capacity end
+if newer then
+  stamp, rate, per, burst, pace = born, declared, period, capacity, period / declared
+end
 
 local function reply(code, wait, position)
   local remaining, reset = room()
   local answer = {code, wait, remaining, reset, position, tonumber(epoch)}
   if rate ~= declared or per ~= period or burst ~= capacity then
-    answer[7], answer[8], answer[9] = rate, per, string.format('%.0f', burst)
+    answer[7], answer[8], answer[9] = rate, per, string.format('%d', burst)
   end
   return answer
 end
@@ -48,6 +50,6 @@ if amount > burst or patience >= 0 and wait > patience then
   return reply(0, wait, 0)
 end
 level, taken = level + amount, taken + amount
-recent = string.sub(string.format(';%s %.0f %.0f', token, taken, us + wait) .. recent, 1, 400)
+recent = string.sub(string.format(';%s %d %d', token, taken, us + wait) .. recent, 1, 400)
 write()
 return reply(1, wait, taken)

@@ -1,0 +1,154 @@
+"""Primitives that are broken on purpose: what looks for faults has to find theirs.
+
+Each public function stands in for `dsync.connect()`: `python -m chaos --broken no_exclusion`.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import redis.asyncio
+
+import dsync
+
+__all__ = ["check_then_act", "late_release", "no_exclusion", "tokenless_release"]
+
+LEASE_MS = 100  # that is not renewed
+LATE = 0.05  # seconds by which a loss is noticed before the server does, and a release comes after
+
+
+class Lease:
+    """What a body gets."""
+
+    def __init__(self, fence: int | None) -> None:
+        self.fence = fence
+
+
+class NoExclusion:
+    """A lock that excludes nobody; its fences grow."""
+
+    def __init__(self, redis: Any, name: str) -> None:
+        self.name = name
+
+    async def __aenter__(self) -> Lease:
+        return Lease(time.monotonic_ns())
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.sleep(0)
+
+
+class CheckThenAct:
+    """A semaphore that looks first and takes then, in two round trips."""
+
+    def __init__(self, redis: Any, name: str, value: int) -> None:
+        self.name = name
+        self._redis = redis
+        self._value = value
+
+    async def __aenter__(self) -> Lease:
+        while True:
+            if int(await self._redis.get(self.name) or 0) < self._value:
+                await self._redis.incr(self.name)
+                return Lease(None)
+            await asyncio.sleep(0.005)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._redis.decr(self.name)
+
+
+class Expiring:
+    """A lock that ends its body in time, and releases late: deletes whatever is there by then.
+
+    With `token` it deletes only what is its own, and nothing is wrong with it.
+    """
+
+    DELETE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+    _numbers = itertools.count()
+
+    def __init__(self, redis: Any, name: str, on_lost: Callable[[Lease], object], token: bool):
+        self.name = name
+        self._redis = redis
+        self._on_lost = on_lost
+        self._token = token
+        self._bodies: dict[Any, tuple[str, asyncio.Timeout, Lease]] = {}
+
+    async def __aenter__(self) -> Lease:
+        token = f"{id(self)}.{time.monotonic_ns()}.{next(self._numbers)}"
+        asked = time.monotonic()
+        while not await self._redis.set(self.name, token, nx=True, px=LEASE_MS):
+            await asyncio.sleep(0.005)
+            asked = time.monotonic()
+        fence = await self._redis.incr(f"{self.name}:fence")
+        loop = asyncio.get_running_loop()
+        left = LEASE_MS / 1000 - LATE - (time.monotonic() - asked)
+        body = asyncio.timeout_at(loop.time() + max(left, 0))
+        await body.__aenter__()
+        lease = Lease(fence)
+        self._bodies[asyncio.current_task()] = token, body, lease
+        return lease
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        token, body, lease = self._bodies.pop(asyncio.current_task())
+        late = False
+        try:
+            await body.__aexit__(*exc_info)
+        except TimeoutError:
+            late = True
+            self._on_lost(lease)
+            await asyncio.sleep(2 * LATE)
+        if self._token:
+            await self._redis.eval(self.DELETE, 1, self.name, token)
+        else:
+            await self._redis.delete(self.name)
+        if late:
+            raise dsync.LeaseLost("it ran out")
+
+
+class Client:
+    """Makes them, where a program asks for a lock or a semaphore."""
+
+    def __init__(self, redis: Any, kind: str, on_lost: Callable[[Lease], object]) -> None:
+        self._redis = redis
+        self._kind = kind
+        self._on_lost = on_lost
+
+    def lock(self, name: str, **terms: Any) -> Any:
+        if self._kind == "no exclusion":
+            return NoExclusion(self._redis, name)
+        token = self._kind == "late release"
+        return Expiring(self._redis, name, self._on_lost, token)
+
+    def semaphore(self, name: str, value: int, **terms: Any) -> CheckThenAct:
+        return CheckThenAct(self._redis, name, value)
+
+
+Connected = AbstractAsyncContextManager[Client]
+
+
+@asynccontextmanager
+async def _connect(url: str, kind: str, on_lost: Any) -> AsyncIterator[Client]:
+    async with redis.asyncio.Redis.from_url(url) as server:
+        yield Client(server, kind, on_lost)
+
+
+def no_exclusion(url: str, *, on_lost: Any, **settings: Any) -> Connected:
+    """A lock that excludes nobody."""
+    return _connect(url, "no exclusion", on_lost)
+
+
+def check_then_act(url: str, *, on_lost: Any, **settings: Any) -> Connected:
+    """A semaphore that checks, then acts."""
+    return _connect(url, "check then act", on_lost)
+
+
+def tokenless_release(url: str, *, on_lost: Any, **settings: Any) -> Connected:
+    """A lock whose late release deletes its successor's."""
+    return _connect(url, "tokenless release", on_lost)
+
+
+def late_release(url: str, *, on_lost: Any, **settings: Any) -> Connected:
+    """The same with a token: right, but for the leases that it loses."""
+    return _connect(url, "late release", on_lost)

@@ -1,0 +1,60 @@
+"""A network that is slow, cut or silent."""
+
+import asyncio
+
+from chaos.faults import Fault
+from chaos.scene import Scene
+
+__all__ = ["FAULTS"]
+
+CUT = 3.0  # seconds
+# A cut shorter than the lease less 2 s takes nothing from anybody.  Two that come so fast that
+# somebody is not back in between are one to him: moments() keeps them apart.
+LEASE = 6.0  # seconds
+
+
+async def cut(scene: Scene) -> None:
+    """All connections end, and none can be made."""
+    async for _ in scene.moments(1.5, 2.5):
+        with scene.harm("cut"):
+            scene.proxy.refusing = True
+            scene.proxy.cut()
+            await asyncio.sleep(CUT)
+            scene.proxy.heal()
+
+
+async def silence(scene: Scene) -> None:
+    """Nothing arrives, and nobody is told; then all of it does."""
+    async for _ in scene.moments(1.5, 2.5):
+        with scene.harm("silence"):
+            scene.proxy.black_hole()
+            await asyncio.sleep(CUT)
+            scene.proxy.heal()
+
+
+async def latency(scene: Scene) -> None:
+    scene.proxy.jitter = 0.05
+    async for _ in scene.moments(0.5, 1.0):
+        with scene.harm("latency"):
+            pass
+
+
+FAULTS = [
+    Fault(
+        "cut",
+        f"no connection for {CUT:g} s",
+        cut,
+        lease=LEASE,
+        goal=1.0,
+        proxied=True,
+    ),
+    Fault(
+        "silence",
+        f"a black hole both ways for {CUT:g} s",
+        silence,
+        lease=LEASE,
+        goal=1.0,
+        proxied=True,
+    ),
+    Fault("latency", "50 ± 50 ms to the server and back", latency, proxied=True),
+]
