@@ -64,7 +64,7 @@ def never_two(candidates: Candidates) -> list[Event]:
     events = candidates.log.events()
     assert not overlaps(events)
     assert not fences(events)
-    return [hold.event for hold in candidates.log.holds()]
+    return [event for _, _, event in candidates.log.holds()]
 
 
 # -- killed, stopped -------------------------------------------------------------------------------
