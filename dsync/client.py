@@ -18,6 +18,7 @@ from dsync.barrier import Barrier, checked_parties
 from dsync.beat import BEAT
 from dsync.cohort import Cohort
 from dsync.condition import Condition
+from dsync.declaration import Declarations
 from dsync.errors import ClientClosed
 from dsync.event import Event
 from dsync.event_bus import EventBus
@@ -118,7 +119,7 @@ class Client(Jobs):
         self._probed = 0.0  # when somebody last saw to the connection, time.monotonic()
         self._warned: set[str] = set()
         self._counter = 0
-        self._revision = 0
+        self.declarations = Declarations()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.forked = False  # this is a child of the process that made it
         self._closed = False
@@ -422,11 +423,6 @@ class Client(Jobs):
         """
         self._counter += 1
         return f"{self.client_id}.{self._counter}/{claim}"
-
-    def next_revision(self, at_least: int = 0) -> int:
-        """A number for a declaration of ours: greater than those of all earlier ones."""
-        self._revision = max(self._revision + 1, at_least)
-        return self._revision
 
     def when_bound(self, action: Callable[[], None]) -> None:
         """Do it now, or when a loop uses the client for the first time."""

@@ -25,7 +25,9 @@ class Permits:
         self.block = PASSES if fences else 0
         self._fixed = fences  # a lock's limit is 1 and nobody declares another
         self.declared = value
-        self.declaration = Declaration(client, made=not fences)
+        self.declaration = Declaration(client, kind, name)
+        if not fences:
+            self.declaration.make(value)
         self._common: dict[str, Arg] = {
             "block": self.block,
             "inbox": client.store.channel,
@@ -114,6 +116,6 @@ class Permits:
         if value == self.declared:
             return False
         self.declared = value
-        self.declaration.renew()
+        self.declaration.make(value)
         self._acquires = ({}, {})
         return True

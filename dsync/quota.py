@@ -7,14 +7,17 @@ handed back, the newest first, as long as nobody has reserved behind it.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from dsync.beat import BEAT, Beat
 from dsync.declaration import Declaration
 from dsync.errors import AcquireTimeout, ClientClosed
+from dsync.reply import Reply
 from dsync.slots import NEVER, Line, Slot, Waiter
 from dsync.store import Arg, Bound, Call, Done
 
@@ -23,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Quota"]
 
-# Seconds.  Whoever comes so late (the process stood still) reserves anew: the limit is one of a
-# time, and what was not used in its time is gone.
-LATE = 1.0
+# Seconds.  Whoever comes later than it takes to refill the burst, within these bounds, because the
+# process stood still, reserves anew, once: what was not used in its time is gone, or all who were
+# late would come in a bunch.
+LEAST_LATE, MOST_LATE = 0.05, 1.0
+FOREVER = 1e9  # seconds; longer timeouts are none
 BOUND = 64  # kinds of calls that are kept prepared
 
 
@@ -38,8 +43,9 @@ class Quota:
         self.client = client
         self.what = what
         self._record = client.store.at(kind, name)
-        self._declaration = Declaration(client)
-        self._declared: dict[str, Arg] = _declared(rate, per, burst)
+        self._declaration = Declaration(client, kind, name)
+        self._declared: dict[str, Arg] = {}
+        self._late = 0.0  # seconds
         self._stamped: int | str = 0
         self._bound: dict[tuple[int, int], Bound] = {}  # by amount and patience
         self._lines: dict[int, Line] = {}  # by amount; those in which something is under way
@@ -51,14 +57,17 @@ class Quota:
         self._unsure = False
         self._beat = Beat(client, self._on_beat)  # as long as somebody sleeps for longer than that
         self._spare: list[Slot] = []  # to be handed back at the end of this tick
+        self._closed = False
+        self.declare(rate, per, burst)
 
     def declare(self, rate: float, per: float, burst: int) -> None:
         """What the newest object of this process was made with."""
         declared = _declared(rate, per, burst)
         if declared != self._declared:
             self._declared = declared
-            self._declaration.renew()
+            self._declaration.make(declared)
             self._bound = {}
+            self._late = min(max(burst * per / rate, LEAST_LATE), MOST_LATE)
 
     # -- what RateLimiter calls -------------------------------------------------------------------
 
@@ -66,9 +75,11 @@ class Quota:
         """Return when so many units are ours to use now."""
         loop = self.client.enter()
         line = self._line(amount)
+        if timeout is not None and timeout > FOREVER:
+            timeout = None
         deadline = NEVER if timeout is None else time.monotonic() + timeout
         waiter = Waiter(loop.create_future(), deadline)
-        line.waiters.append(waiter)
+        line.waiters[waiter] = None
         timer = None
         if timeout:
             timer = loop.call_later(timeout, waiter.fail, self._too_late(amount, None))
@@ -83,54 +94,48 @@ class Quota:
         finally:
             if timer is not None:
                 timer.cancel()
-            if waiter.slot is None and waiter in line.waiters:
-                line.waiters.remove(waiter)
+            line.waiters.pop(waiter, None)
             self._settle(line)
 
     async def try_acquire(self, amount: int) -> list[int]:
         """Take so many units, or none.  -> what rate_take returns"""
-        future: asyncio.Future[Call] = self.client.enter().create_future()
+        future: asyncio.Future[Any] = self.client.enter().create_future()
         token = self._new_token()
         self._take(token, amount, 0, partial(self._tried, future, token, amount))
         try:
-            call = await future
+            reply = await future
         except BaseException:
             if future.done() and not future.cancelled():  # it was answered just before
                 self._give_up(token, amount, future.result())
             raise
-        if isinstance(call.reply, BaseException):
-            raise call.reply
-        if call.reply[0] < 0:
-            raise self._too_much(amount, call.reply)
-        reply: list[int] = call.reply
-        return reply
+        if isinstance(reply, BaseException):
+            raise reply
+        if reply[0] < 0:
+            raise self._too_much(amount, reply)
+        answer: list[int] = reply
+        return answer
 
-    def _tried(self, future: "asyncio.Future[Call]", token: str, amount: int, call: Call) -> None:
+    def _tried(self, future: "asyncio.Future[Any]", token: str, amount: int, call: Call) -> None:
         if not isinstance(call.reply, BaseException):
             self._learn(call.reply)
         if not future.done():
-            future.set_result(call)
+            future.set_result(call.reply)
         else:
-            self._give_up(token, amount, call)
+            self._give_up(token, amount, call.reply)
 
-    def _give_up(self, token: str, amount: int, call: Call) -> None:
+    def _give_up(self, token: str, amount: int, reply: Any) -> None:
         """Who tried was cancelled: hand back what it got."""
-        if type(call.reply) is list and call.reply[0] == 1:
-            position, epoch = call.reply[4:6]
+        if type(reply) is list and reply[0] == 1:
+            position, epoch = reply[4:6]
             self._spare.append(Slot(token, amount, position, epoch, time.monotonic()))
             self._hand_back()
 
     async def look(self) -> list[Any]:
         """What rate_look returns."""
-        future: asyncio.Future[Call] = self.client.enter().create_future()
-        self._record.run(
-            "rate_look", lambda call: None if future.done() else future.set_result(call)
-        )
-        call = await future
-        if isinstance(call.reply, BaseException):
-            raise call.reply
-        answer: list[Any] = call.reply
-        return answer
+        self.client.enter()
+        answer: Reply[list[Any]] = Reply()
+        self._record.run("rate_look", lambda call: answer.settle(call.reply))
+        return await answer
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -158,20 +163,22 @@ class Quota:
         take(token, done)
 
     def _cover(self, line: Line, waiter: Waiter) -> None:
-        """See to it that the last waiter will get a slot."""
+        """See to it that the last waiter will get a slot, in time."""
         ahead = len(line.waiters) - 1
-        if ahead >= len(line.slots) + line.asked:
+        if ahead < len(line.slots):
+            if line.slots[ahead].at > waiter.deadline:
+                raise self._too_late(line.amount, line.slots[ahead].at - time.monotonic())
+        elif waiter.deadline != NEVER or line.surplus() < 0:
             self._ask(line, waiter)
-        elif ahead < len(line.slots) and line.slots[ahead].at > waiter.deadline:
-            raise self._too_late(line.amount, line.slots[ahead].at - time.monotonic())
+        # Else somebody who has gone has asked, and there is no hurry.
 
     def _ask(self, line: Line, waiter: Waiter) -> None:
         """Reserve a slot for whoever is next, no later than this one will wait for."""
-        line.asked += 1
         patience = -1
         if waiter.deadline != NEVER:
             patience = max(0, int((waiter.deadline - time.monotonic()) * 1e6))
         token = self._new_token()
+        line.asked += 1
         self._take(token, line.amount, patience, partial(self._answered, line, waiter, token))
 
     def _answered(self, line: Line, waiter: Waiter, token: str, call: Call) -> None:
@@ -191,25 +198,26 @@ class Quota:
             self._refuse(line, waiter, self._too_much(line.amount, reply))
         self._learn(reply)
         self._serve(line)
+        if self._closed and not any(other.asked for other in self._lines.values()):
+            self._hand_back()
 
     def _refuse(self, line: Line, waiter: Waiter, error: BaseException) -> None:
         """A question came to nothing: so does the wait of who asked it, or somebody asks anew."""
-        if line.surplus() >= 0:
-            return
         if waiter in line.waiters:
-            line.waiters.remove(waiter)
-            waiter.fail(error)
-        else:
-            self._ask(line, line.waiters[-1])
+            ahead = list(line.waiters).index(waiter)
+            if ahead >= len(line.slots) or line.slots[ahead].at > waiter.deadline:
+                del line.waiters[waiter]
+                waiter.fail(error)
+        self._cover_all(line)
 
     def _learn(self, reply: list[Any]) -> None:
         """What a reply says of the limiter as such."""
         if self._declaration.unborn:
-            self._declaration.be_born()
-        if len(reply) > 6:
+            self._declaration.be_born(reply[6])
+        if len(reply) > 7:
             self.client.disagreement(
                 self.what,
-                f"admits {_told(*reply[6:])}; this process was made with "
+                f"admits {_told(*reply[7:])}; this process was made with "
                 f"{_told(*self._declared.values())} (a newer process declared another rate)",
             )
         self._note_epoch(reply[5])
@@ -223,7 +231,7 @@ class Quota:
                 self._cover_all(line)
 
     def _cover_all(self, line: Line) -> None:
-        for waiter in list(line.waiters)[len(line.slots) + line.asked :]:
+        for waiter in line.last(-line.surplus()):
             self._ask(line, waiter)
 
     # -- serving ----------------------------------------------------------------------------------
@@ -237,14 +245,16 @@ class Quota:
             if self._unsure:
                 return
             slot = line.slots.popleft()
-            if now - slot.at > LATE:
-                continue
-            waiter = line.next()
-            if waiter is not None:
+            waiter = line.first()
+            if waiter is None:
+                if not slot.kept:
+                    self._spare.append(slot)
+            elif now - slot.at > self._late and not waiter.late:
+                waiter.late = True
+            else:
+                del line.waiters[waiter]
                 waiter.slot = slot
                 waiter.future.set_result(None)
-            elif not slot.kept:
-                self._spare.append(slot)
         self._cover_all(line)
         self._settle(line)
 
@@ -258,7 +268,7 @@ class Quota:
             if line.slots[-1].kept:
                 break
             self._spare.append(line.slots.pop())
-        if self._spare:
+        if self._spare and not self._closed:
             # At the end of this tick: if many are cancelled, the last has to go first.
             asyncio.get_running_loop().call_soon(self._hand_back)
         if line.slots and not self._unsure:
@@ -283,14 +293,15 @@ class Quota:
 
     def _hand_back(self) -> None:
         """Give the store what is spare: in one step what was taken in one go, the newest first."""
-        spare, self._spare = self._spare, []
-        spare.sort(key=lambda slot: slot.position, reverse=True)
+        valid = [slot for slot in self._spare if slot.epoch == self._epoch]
+        self._spare = []
+        spare = deque(sorted(valid, key=attrgetter("position"), reverse=True))
         while spare:
-            run = [spare.pop(0)]
+            run = [spare.popleft()]
             amount = run[0].amount
             while spare and spare[0].position == run[0].position - amount:
                 amount += spare[0].amount
-                run.append(spare.pop(0))
+                run.append(spare.popleft())
             self._record.run(
                 "rate_return", partial(self._returned, run), token=run[0].token,
                 position=run[0].position, amount=amount,
@@ -350,7 +361,11 @@ class Quota:
                 self._settle(line)
 
     def close(self) -> None:
-        """The client closes: nobody waits, and what was reserved is free for others."""
+        """The client closes: nobody waits, and what was reserved is free for others.
+
+        What is asked at the moment is handed back when all of it is answered, the newest first.
+        """
+        self._closed = True
         for line in list(self._lines.values()):
             for waiter in line.waiters:
                 waiter.fail(
@@ -361,7 +376,8 @@ class Quota:
             line.slots.clear()
             line.stop()
         self._beat.stop()
-        self._hand_back()
+        if not any(line.asked for line in self._lines.values()):
+            self._hand_back()
 
     # -- errors -----------------------------------------------------------------------------------
 
@@ -373,7 +389,7 @@ class Quota:
         )
 
     def _too_much(self, amount: int, reply: list[Any]) -> ValueError:
-        burst = reply[8] if len(reply) > 6 else self._declared["capacity"]
+        burst = reply[9] if len(reply) > 7 else self._declared["capacity"]
         return ValueError(
             f"{self.what}: amount {amount} is more than the burst of {_text(burst)}: "
             "it could never be granted"
@@ -381,7 +397,11 @@ class Quota:
 
 
 def _declared(rate: float, per: float, burst: int) -> dict[str, Arg]:
-    return {"declared": repr(float(rate)), "period": round(per * 1e6), "capacity": burst}
+    return {
+        "declared": repr(float(rate)),
+        "period": math.ceil(round(per * 1e6, 3)),
+        "capacity": burst,
+    }
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ __all__ = ["Decision", "RateLimiter", "RateLimiterInfo", "checked_rate"]
 LONGEST_REFILL = 10 * 366 * 24 * 3600.0  # seconds
 _RATE = re.compile(
     r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)?\s*"
-    r"(?:(s|sec|second)|(m|min|minute)|(h|hour)|(d|day))s?\s*",
+    r"(?:(s|secs?|seconds?)|(m|mins?|minutes?)|(h|hours?)|(d|days?))\s*",
     re.IGNORECASE,
 )
 _UNITS = (1.0, 60.0, 3600.0, 86400.0)

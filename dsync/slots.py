@@ -3,8 +3,9 @@
 import asyncio
 import time
 from bisect import insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from operator import attrgetter
 
 __all__ = ["NEVER", "Line", "Slot", "Waiter"]
@@ -30,12 +31,13 @@ class Slot:
 class Waiter:
     """A task that waits."""
 
-    __slots__ = ("deadline", "future", "slot")
+    __slots__ = ("deadline", "future", "late", "slot")
 
     def __init__(self, future: "asyncio.Future[None]", deadline: float) -> None:
         self.future = future
         self.deadline = deadline  # time.monotonic()
         self.slot: Slot | None = None  # what it was served with
+        self.late = False  # its turn came too late once
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -51,7 +53,7 @@ class Line:
 
     def __init__(self, amount: int) -> None:
         self.amount = amount
-        self.waiters: deque[Waiter] = deque()
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.slots: deque[Slot] = deque()  # in order of time
         self.asked = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -66,13 +68,18 @@ class Line:
         else:
             self.slots.append(slot)
 
-    def next(self) -> Waiter | None:
+    def first(self) -> Waiter | None:
         """Who is served next: those that were cancelled and have yet to run are passed over."""
         while self.waiters:
-            waiter = self.waiters.popleft()
+            waiter = next(iter(self.waiters))
             if not waiter.future.done():
                 return waiter
+            del self.waiters[waiter]
         return None
+
+    def last(self, count: int) -> list[Waiter]:
+        """Those that came last, in order of arrival."""
+        return list(islice(reversed(self.waiters), count))[::-1] if count > 0 else []
 
     def wake(self, at: float, action: "Callable[[Line], None]") -> None:
         """Have the action called at this time, or earlier."""

@@ -219,6 +219,67 @@ async def test_notify_takes_a_count(world: World, value: Any) -> None:
         assert not lease.hold.notices
 
 
+RATES = [
+    *((value, ValueError) for value in (0, -1, 9e-10, 1.1e9, math.nan, math.inf, -math.inf, HUGE)),
+    *((value, TypeError) for value in (True, "10", None, [10], 1j)),
+]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        *(("rate", value, error) for value, error in RATES),
+        *(("per", value, error) for value, error in [*SECONDS, (0, ValueError)]),
+        *(("per", value, error) for value, error in [(9e-4, ValueError), (None, TypeError)]),
+        *(("burst", value, error) for value, error in [*COUNTS, (0, ValueError)]),
+        *(("name", value, error) for value, error in NAMES),
+    ],
+    ids=short,
+)
+def test_arguments_of_a_rate_limiter_are_checked_where_it_is_made(
+    argument: str, value: Any, error: type[Exception]
+) -> None:
+    client = dsync.connect("memory://")
+    arguments: dict[str, Any] = {"name": "x", "rate": 10, argument: value}
+    with pytest.raises(error) as raised:
+        client.rate_limiter(**arguments)
+    assert type(raised.value) is error
+    says(raised, argument, value)
+    assert not client._quotas, "something was made"
+
+
+def test_a_rate_limiter_that_takes_decades_to_refill_is_refused() -> None:
+    client = dsync.connect("memory://")
+    with pytest.raises(ValueError, match=r"burst of 2147483648 takes more than ten years"):
+        client.rate_limiter("x", 1e-9, per=1e6, burst=2**31)
+    with pytest.raises(ValueError, match="ten years"):
+        client.rate_limiter("x", 1, per=1e300)
+    assert not client._quotas
+
+
+@pytest.mark.parametrize(("value", "error"), [*COUNTS, (0, ValueError), (None, TypeError)])
+async def test_an_amount_is_a_count_of_one_or_more(
+    world: World, value: Any, error: type[Exception]
+) -> None:
+    limiter = world.client().rate_limiter("x", 10)
+    for attempt in (limiter.acquire, limiter.try_acquire):
+        with pytest.raises(error) as raised:
+            await attempt(value)
+        says(raised, "amount", value)
+    assert await world.keys() == {}
+
+
+@pytest.mark.parametrize(("value", "error"), SECONDS, ids=short)
+async def test_a_timeout_of_a_rate_limiter_is_a_number_of_seconds(
+    world: World, value: Any, error: type[Exception]
+) -> None:
+    limiter = world.client().rate_limiter("x", 10)
+    with pytest.raises(error) as raised:
+        await limiter.acquire(timeout=value)
+    says(raised, "timeout", value)
+    assert await world.keys() == {}
+
+
 # -- where to connect -----------------------------------------------------------------------------
 
 
@@ -561,6 +622,40 @@ async def test_a_newer_record_of_an_event_or_condition_is_not_touched(real: Worl
             with pytest.raises(dsync.SchemaMismatch, match=r"schema 2, this one knows 1"):
                 await step()
     assert set(await real.keys()) == set(keys)
+
+
+@pytest.mark.parametrize("text", ["mine", "1", "1 2 3", "1 x", "", "{}", None])
+async def test_a_foreign_value_under_a_rate_limiters_key_is_left_alone(
+    real: World, text: str | None
+) -> None:
+    """A number or three may be anybody's; they are no record of a newer dsync."""
+    client = real.client()
+    limiter = client.rate_limiter("x", 10)
+    key = real.key("rate", "x", "state")
+    if text is None:
+        await foreign(real, key, "list")
+    else:
+        await real.admin.set(key, text, px=60_000)
+    async with keeps(real, key):
+        for step in (limiter.acquire, limiter.try_acquire, limiter.info):
+            with pytest.raises(dsync.ForeignKey, match="another namespace") as raised:
+                await step()
+            assert real.key("rate", "x", "")[:-1] in str(raised.value)
+    assert not client.homes
+    await real.admin.delete(key)
+
+
+async def test_a_newer_record_of_a_rate_limiter_is_not_touched(real: World) -> None:
+    client = real.client()
+    limiter = client.rate_limiter("x", 10)
+    key = real.key("rate", "x", "state")
+    await real.admin.set(key, "2 1800000000000000 and what else there will be", px=60_000)
+    async with keeps(real, key):
+        for step in (limiter.acquire, limiter.try_acquire, limiter.info):
+            with pytest.raises(dsync.SchemaMismatch, match=r"schema 2, this one knows 1"):
+                await step()
+    assert not client.homes
+    assert set(await real.keys()) == {key}
 
 
 async def test_one_waiter_more_than_allowed_is_turned_away(world: World) -> None:

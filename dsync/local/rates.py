@@ -19,19 +19,22 @@ class Declared(NamedTuple):
     burst: int = 0
 
     @property
+    def tiny(self) -> float:
+        """What rounding may add up to."""
+        return 1e-9 + 1e-12 * self.burst
+
+    @property
     def pace(self) -> float:
         """µs in which a unit drains."""
         return int(self.per) / float(self.rate)
 
     def drained(self, units: float) -> int:
-        """How long until so many units have drained, µs; what rounding may add up to is nothing."""
-        if units <= 1e-9 * self.burst:
-            return 0
-        return math.ceil(units * self.pace)
+        """How long until so many units have drained, µs."""
+        return math.ceil(units * self.pace) if units > self.tiny else 0
 
     def room(self, level: float) -> list[int]:
         """Units that are free, µs until all are."""
-        free = math.floor(self.burst - level + 1e-9 * self.burst)
+        free = math.floor(self.burst - level + self.tiny)
         return [max(0, free), self.drained(level)]
 
     def told(self) -> list[str]:
@@ -80,7 +83,7 @@ def rate_look(bucket: Bucket, us: int) -> list[Any]:
         return [0, 0, 0, 0, 0, "", "", ""]
     level, declared = bucket.level_at(us), bucket.declared
     wait = declared.drained(level + 1 - declared.burst)
-    reserved = max(0, math.ceil(level - declared.burst - 1e-9 * declared.burst))
+    reserved = max(0, math.ceil(level - declared.burst - declared.tiny))
     return [wait, *declared.room(level), reserved, bucket.epoch, *declared.told()]
 
 
@@ -92,10 +95,15 @@ def rate_take(
     mine, own = int(born or us), Declared(declared, str(period), capacity)
     newer = mine > bucket.stamp
     held = own if newer else bucket.declared
+    if newer and bucket.epoch:
+        # Who comes now is due behind those who sleep, whatever the new rate.
+        ahead = (level - bucket.declared.burst) * bucket.declared.pace
+        if ahead > 0:
+            level = max(level, held.burst + ahead / held.pace)
 
     def reply(code: int, wait: int, position: int) -> list[Any]:
         told = [] if held == own else held.told()
-        return [code, wait, *held.room(level), position, bucket.epoch, *told]
+        return [code, wait, *held.room(level), position, bucket.epoch, us, *told]
 
     def write() -> None:
         bucket.stamp, bucket.declared = max(mine, bucket.stamp), held
@@ -117,7 +125,8 @@ def rate_take(
 
 
 def rate_return(bucket: Bucket, us: int, *, token: str, position: int, amount: int) -> list[int]:
-    if bucket.taken != position or not bucket.recent.startswith(f";{token} "):
+    last = re.match(r";(\S+) ", bucket.recent)
+    if not amount <= bucket.taken == position or (last and last[1] != token):
         return [0]
     level = max(0.0, bucket.level_at(us) - amount)
     bucket.taken -= amount

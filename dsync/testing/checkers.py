@@ -5,7 +5,7 @@ events, and each checker for those that it alone reads.
 """
 
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,10 @@ __all__ = [
     "stranded",
     "wake_ups",
 ]
+
+
+AT_ONCE = 0.1  # seconds: a harm that is over so soon keeps nobody from anything
+JUST_BEFORE = 0.25  # seconds before a harm: what was confirmed then may not have been heard of
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,156 +184,319 @@ def stranded(
 # -- waiting ---------------------------------------------------------------------------------------
 
 
-def wake_ups(events: Iterable[Event], deaths: bool = False) -> list[Violation]:
+def wake_ups(
+    events: Iterable[Event], lease: float = 30.0, within: float = 2.5, forgets: bool = False
+) -> list[Violation]:
     """Each notification wakes as many sleepers of a condition as it names, and no more.
 
     Written with the lock held, so that their order is the lock's: `asleep` before the wait,
     `notified` with `n` (None: all) behind a notify, `awake` when the wait has returned or has been
-    given up (with `why`), which hands the notification on.
+    given up (with `why`), which hands the notification on.  `released`, when the one who notified
+    has left the lock and that is confirmed; until then it may take its notifications with it.
+
+    A process that is killed, stopped or loses its lease may lose or pass on one notification for
+    each of its sleepers, and one more: so many more or less is right then, and nothing else.
 
     Args:
         events: what was written.
-        deaths: a process that dies or loses its lease may lose or pass on a notification, so one
-            more or less for each is right.
+        lease: seconds after which somebody else is notified in the place of one that is dead.
+        within: seconds in which a notification is heard.
+        forgets: a harm makes the server forget: nothing is exact from then until `within` seconds
+            after it.
     """
-    sleepers: dict[str, int] = defaultdict(int)
-    owed: dict[str, deque[Event]] = defaultdict(deque)  # of -> notifications not yet heard
-    spare = 0
+    events = sorted(events, key=time_of)
+    unsure = [(h.starts, h.ends + within) for h in harms(events) if _is_harm(h)] if forgets else []
+    things: dict[str, _Sleepers] = defaultdict(_Sleepers)
     found = []
-    for event in sorted(events, key=time_of):
-        what, of = event["what"], event.get("of", "")
-        if deaths and what in ("killed", "lost"):
-            spare += 1
-        elif what == "asleep":
-            sleepers[of] += 1
-        elif what == "notified":
-            able = sleepers[of] - len(owed[of])
-            n = event.get("n", 1)
-            owed[of].extend([event] * max(0, able if n is None else min(able, n)))
-        elif what == "awake":
-            sleepers[of] -= 1
-            if "why" in event:  # given up: what it was notified of goes to another, if any
-                while len(owed[of]) > sleepers[of]:
-                    owed[of].popleft()
-            elif owed[of]:
-                owed[of].popleft()
-            elif spare:
-                spare -= 1
-            else:
-                found.append(Violation("wake-ups", "it woke, and nobody notified it", (event,)))
-    for queue in owed.values():
-        for event in queue:
-            if spare:
-                spare -= 1
-            else:
+    for event in events:
+        t, key = float(event["t"]), who(event)
+        if event["what"] in ("killed", "stopped", "continued"):
+            for sleepers in things.values():
+                dead = event["what"] == "killed"
+                sleepers.excuse(event["whom"], dead, t + min(lease, 5.0) + within)
+            continue
+        sleepers = things[key[0]]
+        if any(begin <= t <= end for begin, end in unsure):
+            sleepers.forgive()
+        late = sleepers.take(event, within)
+        if late is not None and not any(begin <= t <= end for begin, end in unsure):
+            found.append(late)
+        if event["what"] == "lost":
+            sleepers.void(key, t + min(lease, 5.0) + within)
+    last = events[-1]["t"] if events else 0.0
+    for sleepers in things.values():
+        if not any(begin <= last <= end for begin, end in unsure):
+            for event in sleepers.owed:
                 found.append(Violation("wake-ups", "it was notified, and did not wake", (event,)))
     return found
 
 
-def pulses(events: Iterable[Event], within: float = 2.5) -> list[Violation]:
+class _Sleepers:
+    """Who sleeps at a condition, and how many of them have been notified."""
+
+    def __init__(self) -> None:
+        self.asleep: dict[object, float] = {}  # since when; in order
+        self.owed: list[Event] = []  # one for each sleeper that has yet to hear of it; in order
+        self.optional: list[float] = []  # of those that may come or not: until when
+        self.under_way: dict[object, int] = {}  # how many each has notified that holds the lock
+
+    def take(self, event: Event, within: float) -> Violation | None:
+        what, key = event["what"], who(event)
+        if what == "asleep":
+            self.asleep[key] = event["t"]
+        elif what == "notified":
+            able, n = len(self.asleep) - len(self.owed), event.get("n", 1)
+            notified = max(0, able if n is None else min(able, n))
+            self.owed += [event] * notified
+            self.under_way[key] = notified
+        elif what == "released":
+            self.under_way.pop(key, None)
+        elif what == "awake" and "why" not in event:
+            self.asleep.pop(key, None)
+            self.optional = [until for until in self.optional if until >= event["t"]]
+            if self.owed:
+                self.owed.pop(0)
+            elif self.optional:
+                self.optional.pop(0)
+            else:
+                return Violation("wake-ups", "it woke, and nobody notified it", (event,))
+        elif what in ("awake", "gave up", "lost", "failed") and key in self.asleep:
+            del self.asleep[key]
+            return self._hand_on(event, within)
+        return None
+
+    def _hand_on(self, event: Event, within: float) -> Violation | None:
+        """One gives up: a notification that nobody else can have been meant by may be void.
+
+        It may go to one who fell asleep later, too, if it had arrived.
+        """
+        meant = iter(self.asleep.values())
+        for owed in list(self.owed):
+            if next(meant, math.inf) >= owed["t"]:
+                self.owed.remove(owed)
+                if event["t"] - owed["t"] > within:
+                    what = f"it was notified, and had not heard of it {within:g} s later"
+                    return Violation("wake-ups", what, (owed, event))
+                self.optional.append(event["t"] + within)
+        return None
+
+    def excuse(self, pid: int, dead: bool, until: float) -> None:
+        """This process may lose what its sleepers were notified of, or pass it on."""
+        mine = [key for key in self.asleep if isinstance(key, tuple) and key[1] == pid]
+        for key in mine:
+            self._waive(until)
+            if dead:
+                del self.asleep[key]
+        # "A process that dies while it holds the lock after a wait() passes a notification on, too"
+        self.optional.append(until)
+        for key in [key for key in self.under_way if isinstance(key, tuple) and key[1] == pid]:
+            self.void(key, until)
+
+    def void(self, key: object, until: float) -> None:
+        """What this one notified may be void: "what it notified before is void"."""
+        self.optional.append(until)
+        for _ in range(self.under_way.pop(key, 0)):
+            self._waive(until)
+
+    def forgive(self) -> None:
+        """Nobody knows who was notified."""
+        self.optional += [math.inf] * len(self.owed)
+        self.owed.clear()
+
+    def _waive(self, until: float) -> None:
+        self.optional.append(until)
+        if self.owed:
+            self.owed.pop(0)
+
+
+def pulses(
+    events: Iterable[Event],
+    within: float = 2.5,
+    forgets: bool = False,
+    calm: Iterable[str] = (),
+) -> list[Violation]:
     """Who waits for an event when a pulse comes returns; and nobody returns without one.
 
     Read here: `waiting` and `woken`; `pulsing` before a `set(); clear()` is sent and `pulsed` when
-    it is confirmed, by one task after the other; `setting`, `set`, `clearing`, `cleared` likewise.
+    it is confirmed; `setting`, `set`, `clearing`, `cleared` likewise.
 
     Args:
         events: what was written.
         within: seconds after the confirmation, or after the last harm that touches them.
+        forgets: a harm makes the server forget what was set: who has not heard of it by then waits
+            for the next one.
+        calm: the kinds of harm that break no connection.  After others, a pulse from just before
+            a wait may wake it.
     """
     events = sorted(events, key=time_of)
     last = events[-1]["t"] if events else 0.0
     spans = list(_set_spans(events))
-    bad = [(harm.starts, harm.ends) for harm in harms(events)]
+    bad = [harm for harm in harms(events) if harm.event.get("kind") not in {*calm}]
     found = []
     for wait in waits(events, until=("woken",)):
-        of = wait.event.get("of", "")
+        of, pid = wait.event.get("of", ""), wait.event["pid"]
         mine = [span for span in spans if span[3] == of]
+        touched = [h for h in bad if _is_harm(h) or h.event.get("whom") == pid]
         for begins, confirmed, _, _, event in mine:
-            due = max([confirmed, wait.starts, *(end for begun, end in bad if begun <= confirmed)])
-            due += within
-            if wait.starts < begins and due < min(wait.ends, last):
-                what = f"it waited when the event came, and not woken {within} s later"
+            if not wait.starts < begins or confirmed + within >= min(wait.ends, last):
+                continue
+            due = _due(confirmed, touched, within)
+            forgotten = forgets and any(
+                _is_harm(harm) and harm.starts <= confirmed + within and harm.ends >= begins
+                for harm in touched
+            )
+            if due < min(wait.ends, last) and not forgotten:
+                what = f"it waited when the event came, and was not woken {within:g} s later"
                 found.append(Violation("pulses", what, (wait.event, event)))
                 break
-        woken = wait.end is not None and wait.end["what"] == "woken"
-        if woken and not any(a <= wait.ends and b >= wait.starts for a, _, b, *_ in mine):
-            assert wait.end is not None
+        if wait.end is None or wait.end["what"] != "woken":
+            continue
+        since = min(
+            [wait.starts]
+            + [
+                harm.starts - JUST_BEFORE
+                for harm in touched
+                if _is_harm(harm) and harm.starts <= wait.starts <= harm.ends + within
+            ]
+        )
+        if not any(begins <= wait.ends and ends >= since for begins, _, ends, *_ in mine):
             what = "it woke, and the event was never set"
             found.append(Violation("pulses", what, (wait.event, wait.end)))
     return found
 
 
+def _due(confirmed: float, touched: Iterable[Span], within: float) -> float:
+    """When a wait has heard of that at the latest.
+
+    A harm keeps it from that while it lasts; one that is over at once costs no more than a
+    heartbeat, as a lost message does.
+    """
+    due = confirmed + within
+    for harm in touched:
+        if harm.starts <= due and harm.ends > confirmed and harm.ends - harm.starts > AT_ONCE:
+            due = max(due, harm.ends + within)
+    return due
+
+
 def _set_spans(events: Sequence[Event]) -> Iterator[tuple[float, float, float, str, Event]]:
-    """(may be set from, set for certain at, unset for certain at, of, its first event)"""
-    began: dict[object, Event] = {}
+    """(may be set from, set for certain at, unset for certain at, of, its first event)
+
+    What one who was killed has set, or was about to, lasts until somebody has cleared it after.
+    """
+    began: dict[tuple[str, int, object], Event] = {}
     set_: dict[str, list[tuple[Event, float]]] = defaultdict(list)  # of -> (begun, confirmed)
+    left: dict[str, list[tuple[Event, float]]] = defaultdict(list)  # of -> (begun, killed at)
     for event in events:
         what, of, key = event["what"], event.get("of", ""), who(event)
-        if what in ("pulsing", "setting"):
+        if what in ("pulsing", "setting", "clearing"):
             began[key] = event
-        elif what == "pulsed":
-            begun = began.pop(key)
-            yield begun["t"], event["t"], event["t"], of, begun
         elif what == "set":
             set_[of].append((began.pop(key), event["t"]))
-        elif what == "cleared":
-            for begun, confirmed in set_.pop(of, []):
-                yield begun["t"], confirmed, event["t"], of, begun
+        elif what in ("pulsed", "cleared"):
+            begun = began.pop(key, event)
+            if what == "pulsed":
+                yield begun["t"], event["t"], event["t"], of, begun
+            for its, confirmed in set_.pop(of, []):
+                yield its["t"], confirmed, event["t"], of, its
+            for its, killed in left.pop(of, []):
+                if begun["t"] > killed:
+                    yield its["t"], math.inf, event["t"], of, its
+                else:
+                    left[of].append((its, killed))
+        elif what in ("killed", "ended"):
+            for other in [other for other in began if other[1] == event["whom"]]:
+                left[other[0]].append((began.pop(other), event["t"]))
     for of, pairs in set_.items():
         for begun, confirmed in pairs:
             yield begun["t"], confirmed, math.inf, of, begun
-    for begun in began.values():  # never confirmed: it may have been, at any time
+    # Never confirmed: it may have been, at any time.
+    never = [*began.values(), *(its for pairs in left.values() for its, _ in pairs)]
+    for begun in never:
         yield begun["t"], math.inf, math.inf, begun.get("of", ""), begun
 
 
-def generations(events: Iterable[Event], parties: int) -> list[Violation]:
+def generations(
+    events: Iterable[Event],
+    parties: int,
+    lease: float = 30.0,
+    within: float = 2.5,
+    forgets: bool = False,
+) -> list[Violation]:
     """All parties of a generation pass the barrier or none, with the indexes 0 to parties - 1.
 
     Read here: `waiting` before the wait, and `passed` with the `index` that it returned.  A
-    generation may lack those that were killed, or are stopped or waiting still.
+    generation may lack as many as were killed or cancelled just before it passed, or are waiting
+    still; those who were stopped or cut off hear of it when they are back.
+
+    Args:
+        events: what was written.
+        parties: how many pass together.
+        lease: seconds for which the server counts on one who was killed.
+        within: seconds in which all parties hear that they may pass.
+        forgets: a harm makes the server forget: who has not heard of it by then arrives again.
     """
     events = sorted(events, key=time_of)
-    rounds: list[dict[int, Event]] = []
-    arrived: dict[object, Event] = {}
-    since: dict[int, float] = {}  # id of a pass -> when that party had arrived
     found = []
-    for event in events:
-        if event["what"] == "waiting":
-            arrived[who(event)] = event
-        elif event["what"] == "passed":
-            since[id(event)] = arrived[who(event)]["t"]
-            # The oldest generation that it can belong to.
-            mine = next((r for r in rounds if event["index"] not in r), None)
-            if mine is None:
-                rounds.append(mine := {})
-            mine[event["index"]] = event
-    gone = sum(event["what"] in ("killed", "stopped") for event in events)
-    for members in rounds:
-        party = tuple(members.values())
-        strange = [index for index in members if not 0 <= index < parties]
-        missing = parties - len(members)
-        if strange or missing > gone:
-            what = f"the indexes are {sorted(members)}, of {parties} parties"
-            found.append(Violation("generations", what, party))
+    # Of each generation: index -> (when it had arrived, its pass).
+    rounds: list[dict[int, tuple[float, Event]]] = []
+    absent: list[Span] = []
+    for wait in sorted(waits(events, until=("passed",)), key=lambda wait: wait.ends):
+        if wait.end is None or wait.end["what"] != "passed":
+            absent.append(wait)
             continue
-        gone -= max(missing, 0)
-        first = min(party, key=time_of)
-        late = tuple(event for event in party if since[id(event)] > first["t"])
-        if late:
-            what = "one passed before these had come"
-            found.append(Violation("generations", what, (first, *late)))
+        index = wait.end["index"]
+        # The oldest generation that it can belong to: none that had begun to pass before it came.
+        mine = next((r for r in rounds if index not in r and wait.starts < _first(r)["t"]), None)
+        if mine is None:
+            rounds.append(mine := {})
+        mine[index] = wait.starts, wait.end
+    for members in rounds:
+        first, missing = _first(members), parties - len(members)
+        for _ in range(missing):
+            it = next((w for w in absent if _counted(w, first["t"], lease, within)), None)
+            if it is not None:
+                absent.remove(it)
+                missing -= 1
+        forgotten = forgets and any(
+            harm.starts <= first["t"] + within and harm.ends >= first["t"] - within
+            for harm in harms(events)
+            if _is_harm(harm)
+        )
+        strange = [index for index in members if not 0 <= index < parties]
+        if strange or (missing > 0 and not forgotten):
+            what = f"the indexes are {sorted(members)}, of {parties} parties"
+            party = tuple(event for _, event in members.values())
+            found.append(Violation("generations", what, party))
     return found
+
+
+def _first(members: dict[int, tuple[float, Event]]) -> Event:
+    return min((event for _, event in members.values()), key=time_of)
+
+
+def _counted(wait: Span, passed: float, lease: float, within: float) -> bool:
+    """Whether one who never passed may have counted for those who did by then."""
+    killed = wait.end is not None and wait.end["what"] in ("killed", "ended")
+    return wait.starts < passed <= wait.ends + (lease if killed else 0.0) + within
 
 
 # -- counting --------------------------------------------------------------------------------------
 
 
-def deliveries(events: Iterable[Event]) -> list[Violation]:
+def deliveries(
+    events: Iterable[Event], within: float = 0.0, forgets: bool = False
+) -> list[Violation]:
     """For each subscriber: delivered + gaps = published, in order per publisher, nothing twice.
 
     Read here: `publishing` and `published` (confirmed) with a `number` that rises by one with each
     message of a publisher (its pid and task); `subscribed` (confirmed), `heard` with `publisher`
     ([pid, task]) and `number`, `gap` with `missed` (None: nobody knows), and `left`.
+
+    Args:
+        events: what was written.
+        within: seconds for which a message may be under way to a subscriber that leaves.
+        forgets: a harm makes the server forget: then a gap may tell that nobody knows how many,
+            and what it stands for is not counted.
     """
     events = sorted(events, key=time_of)
     asked: dict[tuple[str, int, object], Event] = {}
@@ -345,8 +512,6 @@ def deliveries(events: Iterable[Event]) -> list[Violation]:
             subscribers[of, pid, task].append(event)
     found = []
     for (of, _, _), mine in subscribers.items():
-        begin = mine[0]["t"]
-        end = mine[-1]["t"] if mine[-1]["what"] == "left" else math.inf
         greatest: dict[tuple[object, ...], Event] = {}
         got = set()
         for event in mine:
@@ -359,35 +524,52 @@ def deliveries(events: Iterable[Event]) -> list[Violation]:
                 found.append(Violation("order", what, (before, event)))
             greatest[publisher] = event
             got.add((of, event["number"], publisher))
-        if end == math.inf:
+        gaps = [event for event in mine if event["what"] == "gap"]
+        unknown = [gap for gap in gaps if gap["missed"] is None]
+        if unknown and not forgets:
+            what = "nobody knows how many it missed, and the server has kept its data"
+            found.append(Violation("accounting", what, tuple(unknown)))
+        if mine[-1]["what"] != "left":
             continue  # killed, or still there: what it missed is not known
-        gaps = [event["missed"] for event in mine if event["what"] == "gap"]
         # Between its first and its last breath it may have heard the rest, and need not.
-        due = {m for m, t in confirmed.items() if asked[m]["t"] > begin and t < end and m[0] == of}
+        begin, end = (unknown or mine)[-1 if unknown else 0]["t"], mine[-1]["t"]
+        due = {
+            m
+            for m, t in confirmed.items()
+            if asked[m]["t"] > begin and t < end - within and m[0] == of
+        }
         may = {m for m, event in asked.items() if event["t"] < end and m[0] == of}
-        known = sum(missed or 0 for missed in gaps)
-        if None not in gaps and not len(due - got) <= known <= len(may - got):
+        known = sum(gap["missed"] for gap in gaps if gap["missed"] and gap["t"] >= begin)
+        if not len(due - got) <= known <= len(may - got):
             what = f"{len(due - got)} messages were not heard, and gaps tell of {known}"
             found.append(Violation("accounting", what, (mine[0], mine[-1])))
     return found
 
 
 def admissions(
-    events: Iterable[Event], rate: float, per: float = 1.0, burst: float = 1.0, slack: float = 0.0
+    events: Iterable[Event],
+    rate: float,
+    per: float = 1.0,
+    burst: float = 1.0,
+    slack: float = 0.0,
+    forgets: bool = False,
 ) -> list[Violation]:
     """In no window more is admitted than `rate` for each `per` seconds of it, and `burst`.
 
     Read here: `admitted`, with `amount` (1 if it is missing).  `slack` is how late, in seconds, one
-    may have been to write that down.
+    may have been to write that down.  With `forgets` each harm brings one burst more.
     """
+    events = sorted(events, key=time_of)
     level: dict[str, tuple[float, float]] = {}  # of -> (how full the bucket is, since when)
+    bursts = [harm.ends for harm in harms(events) if forgets and _is_harm(harm)]
     found = []
-    for event in sorted(events, key=time_of):
+    for event in events:
         if event["what"] != "admitted":
             continue
         of = event.get("of", "")
         full, since = level.get(of, (0.0, event["t"]))
-        full = max(0.0, full - (event["t"] - since) * rate / per) + event.get("amount", 1)
+        more = burst * sum(since < over <= event["t"] for over in bursts)
+        full = max(0.0, full - more - (event["t"] - since) * rate / per) + event.get("amount", 1)
         if full > burst + slack * rate / per + 1e-9:
             what = f"{full - burst:.3f} more than the rate and the burst allow"
             found.append(Violation("rate", what, (event,)))
@@ -403,3 +585,8 @@ def _by_thing(found: Iterable[Span]) -> list[list[Span]]:
     for hold in found:
         things[hold.event.get("of", "")].append(hold)
     return list(things.values())
+
+
+def _is_harm(span: Span) -> bool:
+    """Whether this happened to all, and not to one process."""
+    return span.event["what"] == "harm"

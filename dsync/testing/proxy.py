@@ -57,7 +57,7 @@ class Proxy:
         """A proxy to the server of this `redis://` URL."""
         parts = urlsplit(url)
         user, at, _ = parts.netloc.rpartition("@")
-        return cls(parts.hostname or "127.0.0.1", parts.port or 6379, parts.path, user + at)
+        return cls(*_address(url), parts.path, user + at)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -77,6 +77,14 @@ class Proxy:
         self.reset()
         await asyncio.sleep(0)  # transports close their sockets on the next tick
         await self._server.wait_closed()
+
+    def retarget(self, url: str) -> None:
+        """Connections to come go to the server of this URL, as after a failover.
+
+        Those of now stay where they are, until `cut()` or `reset()` ends them.  The user and the
+        database are what clients say, so they remain those of the first URL.
+        """
+        self._target = _address(url)
 
     def black_hole(self, *ways: Way) -> None:
         """From now on nothing arrives, and nobody is told; both ways, or the one given."""
@@ -126,6 +134,11 @@ class Proxy:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._trap = _Trap(request, done)
         return done
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 6379
 
 
 class _Trap:

@@ -408,8 +408,8 @@ async def test_who_is_cancelled_at_any_moment_has_taken_nothing(
         task.cancel()
         if again:
             asyncio.get_running_loop().call_soon(task.cancel)
-        (outcome,) = await asyncio.gather(task, return_exceptions=True)
-        if not isinstance(outcome, asyncio.CancelledError):
+        await asyncio.wait([task])
+        if not task.cancelled():
             left -= 1
 
         async def as_before() -> bool:
@@ -426,7 +426,7 @@ async def test_who_is_cancelled_when_its_time_comes_makes_way_for_the_next(world
         await reserved(limiter, 2)
         quota = limiter._quota
         (line,) = quota._lines.values()
-        waiter = line.waiters[0]
+        waiter = next(iter(line.waiters))
         await settled(waiter.future.done)  # served; whether its task has run yet
         for _ in range(ticks):
             await asyncio.sleep(0)
@@ -443,7 +443,7 @@ async def test_who_is_cancelled_the_moment_it_is_served_gives_its_turn_to_the_ne
     first, second = waits(limiter, 2)
     await reserved(limiter, 2)
     (line,) = limiter._quota._lines.values()
-    waiter = line.waiters[0]
+    waiter = next(iter(line.waiters))
     while not waiter.future.done():
         await asyncio.sleep(0)
     assert not first.done()
@@ -452,7 +452,7 @@ async def test_who_is_cancelled_the_moment_it_is_served_gives_its_turn_to_the_ne
     await second
     assert first.cancelled()
     assert time.monotonic() - served < 0.05, "it waited for its own turn, not for the first's"
-    assert (await limiter.info()).reserved == 0
+    await reserved(limiter, 0)
 
 
 async def test_a_thousand_that_are_cancelled_at_once_give_back_everything(world: World) -> None:
@@ -566,10 +566,9 @@ async def test_under_cancellation_at_random_no_window_is_overfull_and_nothing_is
         if dice.random() < 0.5:
             await asyncio.sleep(dice.uniform(0, 0.004))
     async with asyncio.timeout(10):
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            assert outcome is None or isinstance(
-                outcome, asyncio.CancelledError | dsync.AcquireTimeout
-            )
+        outcomes: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in outcomes:
+        assert isinstance(outcome, None | asyncio.CancelledError | dsync.AcquireTimeout)
     assert len(uses) > 50
     assert worst(uses, 400, 5) < 400 * 0.03  # late by what the loop was busy for
     for limiter in limiters:
@@ -754,7 +753,7 @@ async def test_a_higher_rate_does_not_come_on_top_of_what_was_reserved(
     new = world.client().rate_limiter("x", rate, burst=1)
     tasks += [asyncio.create_task(use(new)) for _ in range(min(50, 15 * factor))]
     await asyncio.gather(*tasks)
-    assert worst(uses, rate, 1) < max(2, rate * 0.01)
+    assert worst(uses, rate, 1) < max(2, rate * 0.05)
 
 
 # -- lifetime -------------------------------------------------------------------------------------

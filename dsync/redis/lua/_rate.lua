@@ -10,7 +10,8 @@ local clock, level, taken, epoch, stamp, rate, per, burst, recent = string.match
   '1 0 0 0 0 0   0 ;', '^1 (%d+) (%S+) (%d+) (%d+) (%d+) (%S*) (%d*) (%d+) (;.*)$')
 if not clock then
   local schema = string.match(text, '^(%d+) %d+ ')
-  return redis.error_reply(schema and 'SCHEMA ' .. schema or 'FOREIGN ' .. state)
+  if schema and schema ~= '1' then return redis.error_reply('SCHEMA ' .. schema) end
+  return redis.error_reply('FOREIGN ' .. state)
 end
 clock, level, taken, burst = tonumber(clock), tonumber(level), tonumber(taken), tonumber(burst)
 local pace -- µs in which a unit drains
@@ -19,14 +20,19 @@ if text then
   if us > clock then level = math.max(0, level - (us - clock) / pace) end
 end
 
--- How long until `units` have drained, µs; what rounding may add up to is nothing.
+-- What rounding may add up to.
+local function tiny()
+  return 1e-9 + 1e-12 * burst
+end
+
+-- How long until `units` have drained, µs.
 local function drained(units)
-  return units > 1e-9 * burst and math.ceil(units * pace) or 0
+  return units > tiny() and math.ceil(units * pace) or 0
 end
 
 -- Units that are free, µs until all are.
 local function room()
-  return math.max(0, math.floor(burst - level + 1e-9 * burst)), drained(level)
+  return math.max(0, math.floor(burst - level + tiny())), drained(level)
 end
 
 -- Writes it down, for as long as it takes to drain, and a minute.

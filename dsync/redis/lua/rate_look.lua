@@ -11,6 +11,6 @@ local state = KEYS[1]                -- string, as in rate_take
 -- include: rate
 if not text then return {0, 0, 0, 0, 0, '', '', ''} end
 local remaining, reset = room()
-local reserved = math.max(0, math.ceil(level - burst - 1e-9 * burst))
+local reserved = math.max(0, math.ceil(level - burst - tiny()))
 return {drained(level + 1 - burst), remaining, reset, reserved, tonumber(epoch), rate, per,
   string.format('%d', burst)}

@@ -11,9 +11,11 @@ local amount   = tonumber(ARGV[3])   -- units, up to there
 
 -- include: rate
 
-if taken ~= position or string.match(recent, '^;(%S+) ') ~= token then return {0} end
+-- The newest of those that are known took the last units, so it has to be this one; where none is
+-- known any more, for so many were handed back, the position has to do.
+local last = string.match(recent, '^;(%S+) ')
+if taken ~= position or taken < amount or last and last ~= token then return {0} end
 level, taken = math.max(0, level - amount), taken - amount
--- The newest come first; those that are handed back are forgotten.
 local kept = ';'
 for known, at, when in string.gmatch(recent, '([^; ]+) (%d+) (%d+);') do
   if tonumber(at) <= taken then kept = kept .. known .. ' ' .. at .. ' ' .. when .. ';' end
