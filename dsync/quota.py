@@ -244,19 +244,29 @@ class Quota:
                 self._verify()
             if self._unsure:
                 return
+            if now - line.slots[0].at > self._late:
+                self._skip(line, now - self._late)
+                continue
             slot = line.slots.popleft()
             waiter = line.first()
-            if waiter is None:
-                if not slot.kept:
-                    self._spare.append(slot)
-            elif now - slot.at > self._late and not waiter.late:
-                waiter.late = True
-            else:
-                del line.waiters[waiter]
-                waiter.slot = slot
-                waiter.future.set_result(None)
+            if waiter is not None:
+                line.give(slot, waiter)
+            elif not slot.kept:
+                self._spare.append(slot)
         self._cover_all(line)
         self._settle(line)
+
+    def _skip(self, line: Line, before: float) -> None:
+        """What was due before this time is not used any more, but by those who were late before."""
+        waiters = [waiter for waiter in line.waiters if not waiter.future.done()]
+        waiters.reverse()
+        while line.slots and line.slots[0].at < before:
+            slot = line.slots.popleft()
+            if waiters:
+                waiter = waiters.pop()
+                if waiter.late:
+                    line.give(slot, waiter)
+                waiter.late = True
 
     def _on_time(self, line: Line) -> None:
         line.stop()

@@ -77,6 +77,12 @@ class Line:
             del self.waiters[waiter]
         return None
 
+    def give(self, slot: Slot, waiter: Waiter) -> None:
+        """Serve it."""
+        del self.waiters[waiter]
+        waiter.slot = slot
+        waiter.future.set_result(None)
+
     def last(self, count: int) -> list[Waiter]:
         """Those that came last, in order of arrival."""
         return list(islice(reversed(self.waiters), count))[::-1] if count > 0 else []
