@@ -5,6 +5,7 @@ Each public function stands in for `dsync.connect()`: `python -m chaos --broken 
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,8 +14,20 @@ from typing import Any
 import redis.asyncio
 
 import dsync
+import dsync.local
 
-__all__ = ["check_then_act", "late_release", "no_exclusion", "tokenless_release"]
+__all__ = [
+    "check_then_act",
+    "early_barrier",
+    "forgetful_event",
+    "late_release",
+    "leaky_bus",
+    "lost_notify",
+    "no_exclusion",
+    "private_limiter",
+    "tokenless_release",
+    "wide_notify",
+]
 
 LEASE_MS = 100  # that is not renewed
 LATE = 0.05  # seconds by which a loss is noticed before the server does, and a release comes after
@@ -152,3 +165,123 @@ def tokenless_release(url: str, *, on_lost: Any, **settings: Any) -> Connected:
 def late_release(url: str, *, on_lost: Any, **settings: Any) -> Connected:
     """The same with a token: right, but for the leases that it loses."""
     return _connect(url, "late release", on_lost)
+
+
+# -- what is right but for one thing: the rest of it is dsync's ------------------------------------
+
+SELDOM = 0.1  # of all times it goes wrong, where it does not always
+OFTEN = 0.3
+
+
+class Instead:
+    """Something of dsync's, and what stands in for some of it."""
+
+    def __init__(self, real: Any, **parts: Any) -> None:
+        self._real = real
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        return self._parts[name] if name in self._parts else getattr(self._real, name)
+
+    async def __aenter__(self) -> Any:
+        return await self._real.__aenter__()
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._real.__aexit__(*exc_info)
+
+
+@asynccontextmanager
+async def _dsync(
+    url: str, settings: dict[str, Any], kind: str, spoil: Callable[..., Any]
+) -> AsyncIterator[Instead]:
+    client: dsync.Client
+    async with dsync.connect(url, **settings) as client:
+
+        def make(*args: Any, **terms: Any) -> Any:
+            return spoil(getattr(client, kind)(*args, **terms), *args)
+
+        yield Instead(client, **{kind: make})
+
+
+def forgetful_event(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """An event that forgets at times who waits for it, until it comes again."""
+
+    def spoil(event: dsync.Event, name: str) -> Instead:
+        async def wait() -> bool:
+            if random.random() < SELDOM:
+                await event.wait()
+            return await event.wait()
+
+        return Instead(event, wait=wait)
+
+    return _dsync(url, settings, "event", spoil)
+
+
+def wide_notify(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """A condition whose `notify(n)` wakes one more at times."""
+
+    def spoil(condition: dsync.Condition, *args: Any) -> Instead:
+        def notify(n: int = 1) -> object:
+            return condition.notify(n + (random.random() < OFTEN))
+
+        return Instead(condition, notify=notify)
+
+    return _dsync(url, settings, "condition", spoil)
+
+
+def lost_notify(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """A condition whose `notify(n)` wakes one less at times."""
+
+    def spoil(condition: dsync.Condition, *args: Any) -> Instead:
+        def notify(n: int = 1) -> object:
+            return condition.notify(n - (random.random() < OFTEN))
+
+        return Instead(condition, notify=notify)
+
+    return _dsync(url, settings, "condition", spoil)
+
+
+def early_barrier(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """A barrier that lets one pass at times before the others have come."""
+
+    def spoil(barrier: dsync.Barrier, name: str, parties: int) -> Instead:
+        async def wait() -> int:
+            early = random.random() < SELDOM
+            return random.randrange(parties) if early else await barrier.wait()
+
+        return Instead(barrier, wait=wait)
+
+    return _dsync(url, settings, "barrier", spoil)
+
+
+class Leaky:
+    """A stream that loses a message at times, and says nothing."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> AsyncIterator[Any]:
+        messages = await self._stream.__aenter__()
+        return (message async for message in messages if random.random() > SELDOM)
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stream.__aexit__(*exc_info)
+
+
+def leaky_bus(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """A bus that drops silently."""
+
+    def spoil(bus: dsync.EventBus, name: str) -> Instead:
+        return Instead(bus, subscribe=lambda: Leaky(bus.subscribe()))
+
+    return _dsync(url, settings, "event_bus", spoil)
+
+
+def private_limiter(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """A rate limiter with which each process counts alone."""
+
+    def spoil(limiter: dsync.RateLimiter, *args: Any) -> Instead:
+        alone = dsync.local.RateLimiter(limiter.rate, limiter.per, limiter.burst)
+        return Instead(limiter, acquire=alone.acquire)
+
+    return _dsync(url, settings, "rate_limiter", spoil)

@@ -1,16 +1,20 @@
-"""A server that can be killed, restarted with its data or without, paused, and configured."""
+"""A server that can be killed, restarted with its data or without, paused, and configured.
+
+And a clock for it that can be stepped.
+"""
 
 import os
 import shutil
 import signal
 import tempfile
+from glob import glob
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dsync.server import Server
+from dsync.server import Server, find_binary
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Clock"]
 
 
 class Backend:
@@ -80,3 +84,58 @@ class Backend:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Clock:
+    """A time of day for a server to run by, which steps forth and back; its monotonic clock stays.
+
+        with Clock() as clock, Backend(binary=clock.binary) as backend:
+            clock.step(3600)
+
+    Needs libfaketime, of Debian's package of that name.
+
+    Attributes:
+        binary: runs the server by this clock.
+    """
+
+    LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
+
+    def __init__(self, binary: str | None = None) -> None:
+        library = self.library()
+        if library is None:
+            raise FileNotFoundError(f"there is no libfaketime: {self.LIBRARY}")
+        self._home = Path(tempfile.mkdtemp(prefix="dsync-clock-"))
+        self._hand = self._home / "hand"
+        self._offset = 0.0
+        self.step(0)
+        settings = (
+            f"LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={self._hand} FAKETIME_NO_CACHE=1 "
+            "FAKETIME_DONT_FAKE_MONOTONIC=1"
+        )
+        script = self._home / "server"
+        script.write_text(f'#!/bin/sh\nexec env {settings} {binary or find_binary()} "$@"\n')
+        script.chmod(0o700)
+        self.binary = str(script)
+
+    @classmethod
+    def library(cls) -> str | None:
+        """Where libfaketime is; None: nowhere."""
+        return next(iter(sorted(glob(cls.LIBRARY))), None)
+
+    def step(self, seconds: float) -> None:
+        """Put it forward, or with a number below 0 back."""
+        self._offset += seconds
+        new = self._home / "new"
+        new.write_text(f"{self._offset:+f}\n")
+        new.replace(self._hand)  # never half written
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._home, ignore_errors=True)

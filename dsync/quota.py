@@ -245,7 +245,7 @@ class Quota:
             if self._unsure:
                 return
             if now - line.slots[0].at > self._late:
-                self._skip(line, now - self._late)
+                self._skip(line, now)
                 continue
             slot = line.slots.popleft()
             waiter = line.first()
@@ -256,11 +256,11 @@ class Quota:
         self._cover_all(line)
         self._settle(line)
 
-    def _skip(self, line: Line, before: float) -> None:
-        """What was due before this time is not used any more, but by those who were late before."""
+    def _skip(self, line: Line, now: float) -> None:
+        """What was due too long ago is not used any more, but by those who were late before."""
         waiters = [waiter for waiter in line.waiters if not waiter.future.done()]
         waiters.reverse()
-        while line.slots and line.slots[0].at < before:
+        while line.slots and now - line.slots[0].at > self._late:
             slot = line.slots.popleft()
             if waiters:
                 waiter = waiters.pop()

@@ -16,6 +16,7 @@ MODULES = (
     "processes",
     "network",
     "server",
+    "memory",
 )
 
 

@@ -1,6 +1,7 @@
 """A network that is slow, cut or silent."""
 
 import asyncio
+from typing import Literal
 
 from chaos.faults import Fault
 from chaos.scene import Scene
@@ -11,6 +12,11 @@ CUT = 3.0  # seconds
 # A cut shorter than the lease less 2 s takes nothing from anybody.  Two that come so fast that
 # somebody is not back in between are one to him: moments() keeps them apart.
 LEASE = 6.0  # seconds
+# A connection is given up when a reply is missing for so long, a third of `outage_timeout`; who
+# only waits asks, and so expects a reply, once in 2 s.
+DEAD = 10 / 3 + 2  # seconds
+
+Way = Literal["requests", "replies"]
 
 
 async def cut(scene: Scene) -> None:
@@ -29,6 +35,28 @@ async def silence(scene: Scene) -> None:
         with scene.harm("silence"):
             scene.proxy.black_hole()
             await asyncio.sleep(CUT)
+            scene.proxy.heal()
+
+
+async def one_way(scene: Scene) -> None:
+    """What we ask does not arrive, or it does and no answer comes; then all of it does."""
+    async for _ in scene.moments(1.5, 2.5):
+        way: Way = "requests" if scene.random.random() < 0.5 else "replies"
+        with scene.harm(f"no {way}"):
+            scene.proxy.black_hole(way)
+            await asyncio.sleep(CUT)
+            scene.proxy.heal()
+
+
+async def strand(scene: Scene) -> None:
+    """The connections there are go dead, and nobody is told; those to come are well.
+
+    Who has made another one hears at last that the old one ends; the server reads it to its end.
+    """
+    async for _ in scene.moments(1.5, 2.5):
+        with scene.harm("strand"):
+            scene.proxy.strand()
+            await asyncio.sleep(DEAD)
             scene.proxy.heal()
 
 
@@ -53,6 +81,22 @@ FAULTS = [
         f"a black hole both ways for {CUT:g} s",
         silence,
         lease=LEASE,
+        goal=1.0,
+        proxied=True,
+    ),
+    Fault(
+        "one-way",
+        f"a black hole one way, to or from the server, for {CUT:g} s",
+        one_way,
+        lease=LEASE,
+        goal=1.0,
+        proxied=True,
+    ),
+    Fault(
+        "half-open",
+        "connections go dead in silence; new ones can be made",
+        strand,
+        lease=2 * LEASE,
         goal=1.0,
         proxied=True,
     ),

@@ -2,7 +2,8 @@
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,6 +17,11 @@ __all__ = ["Shift", "Terms", "Work", "works"]
 MODULES = (
     "lock",
     "semaphore",
+    "event",
+    "condition",
+    "barrier",
+    "bus",
+    "limiter",
 )
 
 
@@ -27,6 +33,11 @@ class Terms:
     overlap: float = 0.0  # seconds for which too many may hold
     loses: bool = False  # others than the stopped ones may lose what they hold
     deaths: bool = False  # processes are killed
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the server loses its data: nothing else lets too many hold."""
+        return self.overlap > 0
 
 
 class Shift:
@@ -43,6 +54,26 @@ class Shift:
 
     def write(self, what: str, **more: Any) -> float:
         return self.history.write(what, **more)
+
+    @contextmanager
+    def turn(self, task: object) -> Iterator[None]:
+        """The middle of something that is not held: a fault may catch us in here, too."""
+        who = {"of": "turn", "task": task}
+        self.write("held", **who)
+        try:
+            yield
+        finally:
+            self.write("leaving", **who)
+
+    async def work(self, *jobs: Coroutine[Any, Any, None], grace: float = 0.0) -> None:
+        """Do them all at once until it is time to end; cancel them `grace` seconds later."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+            await self.ending.wait()
+            if grace:
+                await asyncio.wait(tasks, timeout=grace)
+            for task in tasks:
+                task.cancel()
 
     def told(self, lease: dsync.Lease) -> None:
         """The on_lost hook."""

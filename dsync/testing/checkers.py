@@ -226,8 +226,8 @@ def wake_ups(
     last = events[-1]["t"] if events else 0.0
     for sleepers in things.values():
         if not any(begin <= last <= end for begin, end in unsure):
-            for event in sleepers.owed:
-                found.append(Violation("wake-ups", "it was notified, and did not wake", (event,)))
+            what = "it was notified, and did not wake"
+            found += [Violation("wake-ups", what, (event,)) for event in sleepers.owed]
     return found
 
 
@@ -239,9 +239,12 @@ class _Sleepers:
         self.owed: list[Event] = []  # one for each sleeper that has yet to hear of it; in order
         self.optional: list[float] = []  # of those that may come or not: until when
         self.under_way: dict[object, int] = {}  # how many each has notified that holds the lock
+        self.awake: set[object] = set()  # who holds the lock after a wait
 
     def take(self, event: Event, within: float) -> Violation | None:
         what, key = event["what"], who(event)
+        if what in ("asleep", "leaving"):
+            self.awake.discard(key)
         if what == "asleep":
             self.asleep[key] = event["t"]
         elif what == "notified":
@@ -253,6 +256,7 @@ class _Sleepers:
             self.under_way.pop(key, None)
         elif what == "awake" and "why" not in event:
             self.asleep.pop(key, None)
+            self.awake.add(key)
             self.optional = [until for until in self.optional if until >= event["t"]]
             if self.owed:
                 self.owed.pop(0)
@@ -282,19 +286,21 @@ class _Sleepers:
 
     def excuse(self, pid: int, dead: bool, until: float) -> None:
         """This process may lose what its sleepers were notified of, or pass it on."""
-        mine = [key for key in self.asleep if isinstance(key, tuple) and key[1] == pid]
-        for key in mine:
+        for key in [key for key in self.asleep if _of(key, pid)]:
             self._waive(until)
             if dead:
                 del self.asleep[key]
-        # "A process that dies while it holds the lock after a wait() passes a notification on, too"
-        self.optional.append(until)
-        for key in [key for key in self.under_way if isinstance(key, tuple) and key[1] == pid]:
+        for key in [key for key in {*self.under_way, *self.awake} if _of(key, pid)]:
             self.void(key, until)
 
     def void(self, key: object, until: float) -> None:
-        """What this one notified may be void: "what it notified before is void"."""
-        self.optional.append(until)
+        """This one lost the lock: "what it notified before is void".
+
+        "A process that dies while it *holds* the lock after a wait() passes a notification on".
+        """
+        if key in self.awake:
+            self.awake.remove(key)
+            self.optional.append(until)
         for _ in range(self.under_way.pop(key, 0)):
             self._waive(until)
 
@@ -307,6 +313,10 @@ class _Sleepers:
         self.optional.append(until)
         if self.owed:
             self.owed.pop(0)
+
+
+def _of(key: object, pid: int) -> bool:
+    return isinstance(key, tuple) and key[1] == pid
 
 
 def pulses(
@@ -334,9 +344,9 @@ def pulses(
     bad = [harm for harm in harms(events) if harm.event.get("kind") not in {*calm}]
     found = []
     for wait in waits(events, until=("woken",)):
-        of, pid = wait.event.get("of", ""), wait.event["pid"]
+        of = wait.event.get("of", "")
         mine = [span for span in spans if span[3] == of]
-        touched = [h for h in bad if _is_harm(h) or h.event.get("whom") == pid]
+        touched = [harm for harm in bad if _touches(harm, wait)]
         for begins, confirmed, _, _, event in mine:
             if not wait.starts < begins or confirmed + within >= min(wait.ends, last):
                 continue
@@ -425,8 +435,8 @@ def generations(
     """All parties of a generation pass the barrier or none, with the indexes 0 to parties - 1.
 
     Read here: `waiting` before the wait, and `passed` with the `index` that it returned.  A
-    generation may lack as many as were killed or cancelled just before it passed, or are waiting
-    still; those who were stopped or cut off hear of it when they are back.
+    generation may lack as many as were killed or cancelled just before it passed, or before they
+    can have heard of it; those who were stopped or cut off hear of it when they are back.
 
     Args:
         events: what was written.
@@ -436,6 +446,8 @@ def generations(
         forgets: a harm makes the server forget: who has not heard of it by then arrives again.
     """
     events = sorted(events, key=time_of)
+    last = events[-1]["t"] if events else 0.0
+    bad = harms(events)
     found = []
     # Of each generation: index -> (when it had arrived, its pass).
     rounds: list[dict[int, tuple[float, Event]]] = []
@@ -453,13 +465,23 @@ def generations(
     for members in rounds:
         first, missing = _first(members), parties - len(members)
         for _ in range(missing):
-            it = next((w for w in absent if _counted(w, first["t"], lease, within)), None)
+            heard = {
+                id(w): _due(first["t"], (h for h in bad if _touches(h, w)), within) for w in absent
+            }
+            it = next(
+                (
+                    w
+                    for w in absent
+                    if _counted(w, first["t"], lease, within) and min(w.ends, last) <= heard[id(w)]
+                ),
+                None,
+            )
             if it is not None:
                 absent.remove(it)
                 missing -= 1
         forgotten = forgets and any(
             harm.starts <= first["t"] + within and harm.ends >= first["t"] - within
-            for harm in harms(events)
+            for harm in bad
             if _is_harm(harm)
         )
         strange = [index for index in members if not 0 <= index < parties]
@@ -590,3 +612,8 @@ def _by_thing(found: Iterable[Span]) -> list[list[Span]]:
 def _is_harm(span: Span) -> bool:
     """Whether this happened to all, and not to one process."""
     return span.event["what"] == "harm"
+
+
+def _touches(harm: Span, wait: Span) -> bool:
+    """Whether it happened to the process of this wait, among others or alone."""
+    return _is_harm(harm) or harm.event.get("whom") == wait.event["pid"]

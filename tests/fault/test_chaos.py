@@ -41,6 +41,14 @@ def play(path: Path, *args: str) -> tuple[int, dict[str, Any], str]:
         ("kill-holder", "semaphore", 1.6),
         ("client-kill", "semaphore", 1),
         ("latency", "semaphore", 1.5),
+        ("cut", "event", 2.6),
+        ("kill-holder", "condition", 1.6),
+        ("silence", "condition", 2.6),
+        ("kill-holder", "barrier", 1.6),
+        ("restart-empty", "barrier", 3.1),
+        ("client-kill", "bus", 1),
+        ("restart-empty", "bus", 3.1),
+        ("stop-holder", "limiter", 1.2),
     ],
 )
 def test_no_promise_is_broken_under(

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -440,8 +441,8 @@ async def test_an_heir_that_is_served_before_its_waking_is_answered_leaves_no_gh
     proxy.black_hole("requests")
     task.cancel()
     await settled(lambda: WAKE in proxy.held("requests"), "the waking is under way")
-    host, port = real.url.split("/")[2].split(":")
-    _, writer = await asyncio.open_connection(host, int(port))
+    server = urlsplit(real.url)
+    _, writer = await asyncio.open_connection(server.hostname, server.port)
     writer.write(proxy.held("requests"))
     await store.until(sleepers=0, waiters=1, holders=1)
     writer.close()
@@ -646,8 +647,10 @@ async def test_a_storm_of_cancellations_over_flaky_connections_leaves_a_working_
                 finally:
                     inside += 1
                     most = max(most, inside)
-                    await asyncio.sleep(0)
-                    inside -= 1
+                    try:
+                        await asyncio.sleep(0)
+                    finally:
+                        inside -= 1
         except dsync.WaitTimeout:
             pass
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from dsync.server import Server
 from dsync.testing import Proxy
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -84,3 +85,17 @@ async def test_a_proxy_that_refuses_resets_new_connections_until_it_is_healed(
     healed = await dial(proxy)
     assert await echo(healed, b"hello") == b"hello"
     healed[1].close()
+
+
+async def test_a_new_target_is_for_connections_to_come(
+    proxy: Proxy, connection: Connection
+) -> None:
+    assert await echo(connection, b"before") == b"before"
+    with Server.start(port=0) as other:
+        proxy.retarget(other.url)
+        assert await echo(connection, b"still there") == b"still there"
+        moved = await dial(proxy)
+        moved[1].write(b"CONFIG GET port\r\n")
+        port = b"%d" % (urlsplit(other.url).port or 0)
+        assert port in await moved[0].readuntil(port + b"\r\n")
+        moved[1].close()
