@@ -56,7 +56,8 @@ class Quota:
         # nobody is served before it has said that it has not.
         self._unsure = False
         self._beat = Beat(client, self._on_beat)  # as long as somebody sleeps for longer than that
-        self._spare: list[Slot] = []  # to be handed back at the end of this tick
+        self._spare: list[Slot] = []  # to be handed back, at the end of this tick
+        self._returning = False
         self._closed = False
         self.declare(rate, per, burst)
 
@@ -198,7 +199,7 @@ class Quota:
             self._refuse(line, waiter, self._too_much(line.amount, reply))
         self._learn(reply)
         self._serve(line)
-        if self._closed and not any(other.asked for other in self._lines.values()):
+        if self._closed:
             self._hand_back()
 
     def _refuse(self, line: Line, waiter: Waiter, error: BaseException) -> None:
@@ -274,12 +275,10 @@ class Quota:
 
     def _settle(self, line: Line) -> None:
         """Hand back what nobody needs, and be there when the next slot is due."""
-        for _ in range(min(line.surplus(), len(line.slots))):
-            if line.slots[-1].kept:
-                break
-            self._spare.append(line.slots.pop())
-        if self._spare and not self._closed:
+        too_many = line.surplus() > 0 and line.slots and not line.slots[-1].kept
+        if (too_many or self._spare) and not (self._returning or self._closed):
             # At the end of this tick: if many are cancelled, the last has to go first.
+            self._returning = True
             asyncio.get_running_loop().call_soon(self._hand_back)
         if line.slots and not self._unsure:
             line.wake(line.slots[0].at, self._on_time)
@@ -303,8 +302,19 @@ class Quota:
 
     def _hand_back(self) -> None:
         """Give the store what is spare: in one step what was taken in one go, the newest first."""
+        self._returning = False
+        lines = list(self._lines.values())
+        if any(line.asked for line in lines):
+            return  # what is answered next was taken behind these
+        for line in lines:
+            for _ in range(min(line.surplus(), len(line.slots))):
+                if line.slots[-1].kept:
+                    break
+                self._spare.append(line.slots.pop())
         valid = [slot for slot in self._spare if slot.epoch == self._epoch]
         self._spare = []
+        for line in lines:
+            self._settle(line)
         spare = deque(sorted(valid, key=attrgetter("position"), reverse=True))
         while spare:
             run = [spare.popleft()]
@@ -319,7 +329,13 @@ class Quota:
 
     def _returned(self, run: list[Slot], call: Call) -> None:
         if isinstance(call.reply, BaseException) or call.reply[0] or call.attempts > 1:
-            return  # they are, or it is not known whether they are, free for all
+            # They are, or it is not known whether they are, free for all: so those before them may
+            # be the last now.
+            for line in list(self._lines.values()):
+                for slot in line.slots:
+                    slot.kept = False
+                self._settle(line)
+            return
         # Somebody has reserved behind them.  Whoever comes next here may have them.
         now = time.monotonic()
         for slot in run:
@@ -386,8 +402,7 @@ class Quota:
             line.slots.clear()
             line.stop()
         self._beat.stop()
-        if not any(line.asked for line in self._lines.values()):
-            self._hand_back()
+        self._hand_back()
 
     # -- errors -----------------------------------------------------------------------------------
 

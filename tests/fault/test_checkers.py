@@ -152,6 +152,48 @@ EXAMPLES: dict[str, tuple[Check, str, str]] = {
         "1 9 setting\n 2 9 set\n 3 1 waiting\n 4 1 woken\n 9 9 cleared",
         "1 9 setting\n 2 9 set\n 2.5 9 cleared\n 3 1 waiting\n 4 1 woken",
     ),
+    "one wakes for a process that was only stopped, and one for nothing": (
+        lambda events: wake_ups(events, lease=1.0),
+        "1 1 asleep\n 1 2 asleep\n 2 9 notified\n 2.1 9 stopped whom=1\n 3 2 awake\n 4 1 awake",
+        "1 1 asleep\n 1 2 asleep\n 2 9 notified\n 2.1 9 stopped whom=3\n 3 2 awake\n 4 1 awake",
+    ),
+    "one that had been notified gives up much later": (
+        wake_ups,
+        '1 1 asleep\n 3 9 notified\n 4 1 awake why="cancelled"',
+        '1 1 asleep\n 3 9 notified\n 6 1 awake why="cancelled"',
+    ),
+    "notifications are lost with the server's data only": (
+        lambda events: wake_ups(events, forgets=True),
+        "1 1 asleep\n 2 8 notified\n 2.1 9 harm\n 2.2 9 over\n 9 9 step",
+        "1 1 asleep\n 5 8 notified\n 2.1 9 harm\n 2.2 9 over\n 9 9 step",
+    ),
+    "an event forgets what a server has lost since, and nothing else": (
+        lambda events: pulses(events, forgets=True),
+        "1 1 waiting\n 2 8 pulsing\n 2.1 8 pulsed\n 3 9 harm\n 3.5 9 over\n 19 9 step",
+        "1 1 waiting\n 5 8 pulsing\n 5.1 8 pulsed\n 3 9 harm\n 3.5 9 over\n 19 9 step",
+    ),
+    "an event that a dead process has set is set until it is cleared": (
+        pulses,
+        "1 8 pulsing\n 2 9 killed whom=8\n 3 1 waiting\n 3.1 1 woken",
+        "1 8 pulsing\n 2 9 killed whom=8\n 2.1 7 pulsing\n 2.2 7 pulsed\n3 1 waiting\n 3.1 1 woken",
+    ),
+    "a pulse from before a wait wakes it where no connection broke": (
+        lambda events: pulses(events, calm=["latency"]),
+        '1 8 pulsing\n 1.1 8 pulsed\n 1.2 9 harm kind="cut"\n 2 1 waiting\n 2.1 1 woken\n'
+        '3 9 over kind="cut"',
+        '1 8 pulsing\n 1.1 8 pulsed\n 1.2 9 harm kind="latency"\n 2 1 waiting\n 2.1 1 woken\n'
+        '3 9 over kind="latency"',
+    ),
+    "a party is missing that had long gone": (
+        lambda events: generations(events, 2, lease=1.0),
+        "1 1 waiting\n 2 9 killed whom=1\n 3 2 waiting\n 4 2 passed index=1\n 9 9 step",
+        "1 1 waiting\n 2 9 killed whom=1\n 3 2 waiting\n 8 2 passed index=1\n 9 9 step",
+    ),
+    "a party that gives up had never heard that it may pass": (
+        lambda events: generations(events, 2),
+        "1 1 waiting\n 1 2 waiting\n 3 2 passed index=1\n 4 1 failed",
+        "1 1 waiting\n 1 2 waiting\n 3 2 passed index=1\n 9 1 failed",
+    ),
     "half a generation passes": (
         lambda events: generations(events, 2),
         "1 1 waiting\n 2 2 waiting\n 3 1 passed index=0\n 3 2 passed index=1",
@@ -198,6 +240,25 @@ EXAMPLES: dict[str, tuple[Check, str, str]] = {
         deliveries,
         "1 2 heard number=1 publisher=[1,null]\n 2 2 heard number=1 publisher=[3,null]",
         "1 2 heard number=1 publisher=[1,null]\n 2 2 heard number=1 publisher=[1,null]",
+    ),
+    "nobody knows how many were lost, though the server has kept its data": (
+        deliveries,
+        "1 2 subscribed\n 2 1 publishing number=1\n 3 1 published number=1\n 4 2 gap missed=1\n"
+        "5 2 left",
+        "1 2 subscribed\n 2 1 publishing number=1\n 3 1 published number=1\n"
+        "4 2 gap missed=null\n 5 2 left",
+    ),
+    "a message is lost in silence after the server has lost its data": (
+        lambda events: deliveries(events, forgets=True),
+        "1 2 subscribed\n 2 1 publishing number=1\n 3 1 published number=1\n"
+        "4 2 gap missed=null\n 5 2 left",
+        "1 2 subscribed\n 4 2 gap missed=null\n 4.1 1 publishing number=1\n"
+        "4.2 1 published number=1\n 5 2 left",
+    ),
+    "more than one burst more for a server that has forgotten": (
+        lambda events: admissions(events, rate=1, burst=2, forgets=True),
+        "1 1 admitted amount=2\n 1.1 9 harm\n 1.2 9 over\n 1.3 2 admitted amount=2",
+        "1 1 admitted amount=2\n 1.1 9 harm\n 1.2 9 over\n 1.3 2 admitted amount=2\n1.4 3 admitted",
     ),
     "too much in a window": (
         lambda events: admissions(events, rate=2, per=1, burst=2),
