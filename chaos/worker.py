@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -20,7 +21,9 @@ import dsync.redis.store  # workers are forked with it
 from chaos.work import Shift, Terms, works
 from dsync.testing import History
 
-__all__ = ["Job", "main"]
+__all__ = ["STANDSTILL", "Job", "main"]
+
+STANDSTILL = 1.4  # leases for which SIGUSR1 blocks the event loop
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ async def _main(job: Job) -> None:
         loop.add_reader(parent.sentinel, os._exit, 1)  # nobody outlives the run
     ending = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ending.set)
+    loop.add_signal_handler(signal.SIGUSR1, _block, history, STANDSTILL * job.terms.lease)
     before = _open()
     module, _, name = job.connect.partition(":")
     connect = getattr(importlib.import_module(module), name)
@@ -74,6 +78,15 @@ async def _main(job: Job) -> None:
         history.write("ready")
         await works()[job.work].run(shift)
     history.write("done", left=await _left(before))
+
+
+def _block(history: History, seconds: float) -> None:
+    """Compute, and let the event loop wait: what SIGUSR1 asks for."""
+    history.write("stopped", whom=os.getpid())
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+    history.write("continued", whom=os.getpid())
 
 
 def _open() -> dict[str, str]:

@@ -489,10 +489,22 @@ class Client(Jobs):
             kind, token = message[0], message[1].decode()
             numbers = [int(part) for part in message[2:]]
             home = self.homes.get(token)
-            if home is not None:  # else released meanwhile
+            if home is not None:
                 home.heard(kind, token, numbers, evidence)
+            elif kind == b"g":
+                self._refuse_grant(token)
         except (ValueError, IndexError):
             log.warning("somebody else wrote on our channel: %r", message)
+
+    def _refuse_grant(self, token: str) -> None:
+        """Give back what nobody here wants.
+
+        Who wanted it has left meanwhile; or the server has gone back in time, and grants what was
+        wanted then.  The message does not say of what it is: those who wait ask for them all.
+        """
+        for cohort in list(self._cohorts.values()):
+            if cohort.requests:
+                cohort.abandon(token)
 
     def news(self, channel: str, payload: bytes) -> None:
         """A message on a channel that we listen to."""

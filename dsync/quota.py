@@ -49,7 +49,7 @@ class Quota:
         self._stamped: int | str = 0
         self._bound: dict[tuple[int, int], Bound] = {}  # by amount and patience
         self._lines: dict[int, Line] = {}  # by amount; those in which something is under way
-        # What stands for it in the client's `homes`, as long as there are lines.
+        # What stands for it in the client's `homes`, as long as something is under way.
         self._home = client.token(0)
         self._epoch = 0
         # There was no connection, or there is a new one: the store may have lost its data, and
@@ -58,6 +58,7 @@ class Quota:
         self._beat = Beat(client, self._on_beat)  # as long as somebody sleeps for longer than that
         self._spare: list[Slot] = []  # to be handed back, at the end of this tick
         self._returning = False
+        self._handing = 0  # what is on its way back
         self._closed = False
         self.declare(rate, per, burst)
 
@@ -243,6 +244,7 @@ class Quota:
         while line.slots and line.slots[0].at <= now:
             if not self._unsure and not self.client.store.connected:
                 self._verify()
+                continue  # unsure, unless it was answered at once
             if self._unsure:
                 return
             if now - line.slots[0].at > self._late:
@@ -288,8 +290,12 @@ class Quota:
             line.stop()
             if self._lines.get(line.amount) is line:
                 del self._lines[line.amount]
-            if not self._lines:
-                self.client.homes.pop(self._home, None)
+            self._rest()
+
+    def _rest(self) -> None:
+        """If nothing is under way, nobody has to tell us that the client closes."""
+        if not (self._lines or self._spare or self._handing):
+            self.client.homes.pop(self._home, None)
 
     def _line(self, amount: int) -> Line:
         line = self._lines.get(amount)
@@ -322,12 +328,18 @@ class Quota:
             while spare and spare[0].position == run[0].position - amount:
                 amount += spare[0].amount
                 run.append(spare.popleft())
+            self._handing += 1
+            self.client.homes[self._home] = self
             self._record.run(
                 "rate_return", partial(self._returned, run), token=run[0].token,
                 position=run[0].position, amount=amount,
             )  # fmt: skip
 
     def _returned(self, run: list[Slot], call: Call) -> None:
+        self._handing -= 1
+        self._rest()
+        if self._closed:
+            return
         if isinstance(call.reply, BaseException) or call.reply[0] or call.attempts > 1:
             # They are, or it is not known whether they are, free for all: so those before them may
             # be the last now.

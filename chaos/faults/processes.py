@@ -6,6 +6,7 @@ import signal
 
 from chaos.faults import Fault
 from chaos.scene import Scene
+from chaos.worker import STANDSTILL
 from dsync.names import who
 from dsync.testing import waits
 
@@ -36,6 +37,17 @@ async def stop(scene: Scene) -> None:
             continue
         await asyncio.sleep(scene.fault.lease * scene.random.uniform(1.2, 1.6))
         scene.go_on(victim)
+
+
+async def block(scene: Scene) -> None:
+    """Block the event loop of one that holds, by computing for longer than its lease."""
+    async for _ in scene.moments(0.2, 1.0):
+        victim = await scene.catch()
+        if victim is None:
+            continue
+        os.kill(victim, signal.SIGUSR1)
+        scene.go_on(victim)
+        await asyncio.sleep(scene.fault.lease * STANDSTILL)
 
 
 async def kill_head(scene: Scene) -> None:
@@ -136,6 +148,12 @@ FAULTS = [
         "stop-holder",
         "SIGSTOP of one that holds for longer than its lease, then SIGCONT",
         stop,
+        lease=LEASE,
+    ),
+    Fault(
+        "block-loop",
+        "an event loop that a holder blocks by computing for longer than its lease",
+        block,
         lease=LEASE,
     ),
 ]

@@ -169,8 +169,8 @@ class Step:
                 "g", process_of(head), head, permits.fence, claim,
                 len(permits.waiters), permits.capacity(),
             )  # fmt: skip
-            if not listening and silent > self.silence / 2:
-                self.bury(head)
+            if not listening and silent > self.silence / 2 and not condition_of(head):
+                permits.drop(head)
         return False
 
     def take(self, token: str, lease: int, wait: int) -> list[int]:

@@ -43,7 +43,9 @@ def pool_for(url: str) -> Any:
         if not parts.path.strip("/"):
             raise ValueError(f"{redacted(url)!r} names no socket: use unix:///path/to/socket")
     elif database and not database.isdigit():
-        raise ValueError(f"{redacted(url)!r}: the database must be a number, got {database!r}")
+        raise ValueError(
+            f"{redacted(url)!r}: the database must be a number, got {redacted(database)!r}"
+        )
     try:
         _ = parts.port
     except ValueError:
@@ -59,10 +61,11 @@ def pool_for(url: str) -> Any:
 
 def redacted(url: str) -> str:
     """The URL without what may be a password, for messages."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, rest = rest.rpartition("@")
+    # Up to the last @ anything may be one: a slash may not be escaped, the scheme forgotten.
+    credentials, at, rest = url.rpartition("@")
+    scheme, separator, _ = credentials.partition("://")
     hidden = re.sub(r"(?i)(password=)[^&#]*", r"\1***", rest)
-    return f"{scheme}{separator}{'***' if credentials else ''}{at}{hidden}"
+    return f"{scheme + separator if separator else ''}{'***' if at else ''}{at}{hidden}"
 
 
 def address(pool: Pool) -> str:
@@ -111,7 +114,10 @@ def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
         return StoreUnavailable(
             f"Redis at {where} wants a password ({text}); use redis://:password@host:6379"
         )
-    if isinstance(exc, redis.exceptions.AuthenticationError) or "WRONGPASS" in text:
+    # redis-py wraps what the server says on a unix socket.
+    if "WRONGPASS" in text or any(
+        isinstance(each, redis.exceptions.AuthenticationError) for each in (exc, exc.__cause__)
+    ):
         return StoreUnavailable(
             f"Redis at {where} refused the user name or password ({text}); "
             "put them into the URL: redis://user:password@host:6379"

@@ -115,7 +115,9 @@ class RedisStore:
                 f"(schema {str(refusal).partition(' ')[2].split(' ')[0]}, this one knows 1): "
                 "upgrade this process"
             )
-        if refusal.code == "NOPERM":
+        # What a script may not do comes as ERR: in the words of Valkey, and of Redis.
+        in_script = ("ACL failure in script", "user executing the script")
+        if refusal.code == "NOPERM" or any(words in str(refusal) for words in in_script):
             return StoreUnavailable(
                 f"{where} does not allow this user what dsync needs ({refusal}); allow "
                 f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub "

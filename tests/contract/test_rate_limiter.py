@@ -939,3 +939,27 @@ async def test_a_call_is_one_command_and_a_wait_that_is_cancelled_two(real: Worl
 async def lines(limiter: dsync.RateLimiter) -> list[Any]:
     await settled(lambda: bool(limiter._quota._lines))
     return list(limiter._quota._lines.values())
+
+
+async def test_a_closed_limiter_has_nothing_left_to_do(real: World) -> None:
+    troubles: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: troubles.append(context))
+    first, second = real.client(), real.client()
+    one, other = (client.rate_limiter("x", 10, burst=1) for client in (first, second))
+    await one.acquire()
+    waiting = asyncio.create_task(one.acquire())
+
+    async def reserved(count: int) -> bool:
+        return (await other.info()).reserved == count
+
+    while not await reserved(1):
+        pass
+    behind = asyncio.create_task(other.acquire())  # so what the first hands back is refused
+    while not await reserved(2):
+        pass
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await first.aclose()
+    await behind  # due after what the first had reserved
+    assert troubles == []

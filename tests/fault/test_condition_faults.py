@@ -680,3 +680,39 @@ async def test_a_storm_of_cancellations_over_flaky_connections_leaves_a_working_
         await sleepers.add(client)
     await sleepers.end(real.client())
     assert sleepers.woken == [0, 1, 2]
+
+
+async def test_a_notification_after_a_cut_wakes_one(real: World) -> None:
+    async with Proxy.to(real.url) as proxy:
+        far = dsync.Client(proxy.url, namespace=real.namespace)
+        async with far:
+            woken: list[str] = []
+
+            async def sleep(name: str, client: dsync.Client) -> None:
+                condition = client.condition("x", lease=20)
+                async with condition:
+                    await condition.wait()
+                    woken.append(name)
+
+            async def asleep(count: int) -> None:
+                while True:
+                    keys = await real.admin.keys("*sleepers*")
+                    if keys and await real.admin.zcard(keys[0]) == count:
+                        return
+
+            tasks = [asyncio.create_task(sleep("far", far))]
+            await asleep(1)
+            tasks.append(asyncio.create_task(sleep("near", real.client())))
+            await asleep(2)
+            proxy.refusing = True
+            proxy.cut()
+            await asyncio.sleep(3.5)  # the cut itself: less than 6 s since it was heard of
+            third = real.client().condition("x", lease=20)
+            async with third:
+                third.notify(1)
+            proxy.heal()
+            done, _ = await asyncio.wait(tasks, timeout=4)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert len(done) == 1, woken

@@ -105,7 +105,8 @@ local function hand_over(asker, lease)
       local listening = redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
         .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
         .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-      if listening == 0 and silent > silence / 2 then bury(head) end
+      -- A sleeper is not passed over so early: exactly as many wake as were notified.
+      if listening == 0 and silent > silence / 2 and not condition_of(head) then drop(head) end
     end
   end
   return false

@@ -42,7 +42,8 @@ end
 redis.call('ZADD', alive, now + lease, process_of(token))
 keep()
 drop_dead()
-if redis.call('ZCARD', arrivals) == 0 and undrained() == 0 then agreed = parties end
+-- 0: the server has thrown away what they have agreed on, and nothing else.
+if agreed == 0 or redis.call('ZCARD', arrivals) == 0 and undrained() == 0 then agreed = parties end
 if parties ~= agreed then return {-2, agreed, redis.call('ZCARD', arrivals), 0, -1} end
 
 local ticket = math.max((tonumber(was[6]) or 0) + 1, us)
