@@ -94,7 +94,7 @@ class Client(Jobs):
         if url is not None and redis is not None:
             raise TypeError("give either a url or a redis client, not both")
         self.namespace = checked_name(namespace, "namespace")
-        self.label = checked_name(label or os.path.basename(sys.argv[0]) or "python", "label")
+        self.label = checked_name(label or _program() or "python", "label")
         self.outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
         self._on_error = on_error
         self._on_lost = on_lost
@@ -491,10 +491,10 @@ class Client(Jobs):
             home = self.homes.get(token)
             if home is not None:
                 home.heard(kind, token, numbers, evidence)
-            elif kind == b"g":
+            elif kind == b"g" and token.startswith(f"{self.client_id}."):  # else it is forged
                 self._refuse_grant(token)
-        except (ValueError, IndexError):
-            log.warning("somebody else wrote on our channel: %r", message)
+        except (ValueError, IndexError, OverflowError):
+            log.warning("somebody else wrote on our channel: %.200r", message)
 
     def _refuse_grant(self, token: str) -> None:
         """Give back what nobody here wants.
@@ -512,7 +512,7 @@ class Client(Jobs):
         if listener is not None:
             try:
                 listener.heard(payload)
-            except ValueError:
+            except (ValueError, OverflowError):
                 log.warning("somebody else wrote on our channel %s: %.200r", channel, payload)
 
     def tuned(self, channel: str, refused: BaseException | None) -> None:
@@ -531,6 +531,11 @@ class Client(Jobs):
         for listener in list(self._listeners.values()):
             listener.ask_all()
         log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
+
+
+def _program() -> str:
+    """What runs, by its file's name, which may be no text to the system."""
+    return os.fsencode(os.path.basename(sys.argv[0])).decode(errors="replace")
 
 
 def _loop_runs() -> bool:

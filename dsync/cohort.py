@@ -158,6 +158,20 @@ class Cohort(Line):
         self.ask(transition, answered, **args)
         return await reply
 
+    async def revoke(self, token: str) -> bool:
+        """Take a permit from its holder.  -> whether it had it"""
+        reply: Reply[bool] = Reply()
+
+        def revoked(call: Call) -> None:
+            if isinstance(call.reply, BaseException):
+                reply.settle(call.reply)
+            else:
+                # Not held, but asked twice: the first time did it, and its answer was lost.
+                reply.settle(bool(call.reply[0]) or call.attempts > 1)
+
+        self.ask("permit_revoke", revoked, token=token)
+        return await reply
+
     def add(self) -> Reply[None]:
         """Raise the limit by one, for everyone."""
         reply: Reply[None] = Reply(report=self.client.report)
@@ -295,6 +309,7 @@ class Cohort(Line):
         if request is None:
             return  # granted twice, or it has left meanwhile
         self.learn_limit(limit)
+        claim = min(claim, request.terms.claim / 1000)  # whoever says so, it is not for longer
         if evidence + claim - margin(claim) > time.monotonic():
             self.granted(request, fence, evidence, claim, waiting)
         elif request.asking:

@@ -66,6 +66,7 @@ class Flag:
         self._set = False
         self._generation = 0
         self._told = False
+        self._told_at = 0.0  # time.monotonic()
         self._ends = NEVER  # when it is unset by itself, time.monotonic()
         # Our own changes that are under way, and what the last of them makes of it.
         self._changing = 0
@@ -100,8 +101,11 @@ class Flag:
         self.client.enter()
 
         def answered(call: Call) -> None:
-            failed = isinstance(call.reply, BaseException)
-            reply.settle(call.reply if failed else bool(call.reply[0]))
+            if isinstance(call.reply, BaseException):
+                reply.settle(call.reply)
+                return
+            self._answered(call)
+            reply.settle(bool(call.reply[0]))
 
         self._in_turn(partial(self._record.run, "event_look", answered))
 
@@ -247,13 +251,15 @@ class Flag:
 
     def _answered(self, call: Call) -> None:
         flag, generation, ms = call.reply
-        # Older news than we have, unless the store has lost its data.
-        if generation >= self._generation or generation == 0:
+        # Older news than we have, if it was asked for before we had them.  Else the store has lost
+        # its data, or they were not the store's.
+        if generation >= self._generation or call.sent > self._told_at:
             self._learn(flag, generation, ms, call.sent)
 
     def _learn(self, flag: int, generation: int, ms: int, since: float) -> None:
-        self._set, self._generation, self._told = bool(flag), generation, True
         self._ends = since + ms / 1000 if ms >= 0 else NEVER
+        self._set, self._generation, self._told = bool(flag), generation, True
+        self._told_at = time.monotonic()
         for watcher in self.waiters:
             if watcher.noted is not None and generation > watcher.noted:
                 watcher.wake()

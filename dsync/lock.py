@@ -93,5 +93,4 @@ class Lock(Holding):
         if not holding:
             return False
         token = holders_of(holding)[0].token
-        held, _ = await self._cohort.answer("permit_revoke", token=token)
-        return bool(held)
+        return await self._cohort.revoke(token)

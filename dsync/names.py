@@ -49,8 +49,8 @@ def plain(name: str) -> str:
 
 def identify(label: str, pid: int, unique: str) -> str:
     """A client id that says who it is: `label:host:pid:unique`, without spaces."""
-    host = socket.gethostname()
-    return f"{quote(label[:40], safe='')}:{quote(host[:60], safe='')}:{pid}:{unique}"
+    host = quote(socket.gethostname()[:60], safe="", errors="surrogateescape")  # as it came: bytes
+    return f"{quote(label[:40], safe='')}:{host}:{pid}:{unique}"
 
 
 def who(token: str) -> tuple[str, str, str, int]:

@@ -72,8 +72,12 @@ class World:
             "ACL", "SETUSER", self.namespace, "reset", "on", f">{password}", *RIGHTS,
             f"~{{{self.namespace}*", f"&{self.namespace}*",
         )  # fmt: skip
+        return self.url_of(self.namespace, password)
+
+    def url_of(self, user: str, password: str) -> str:
+        """The server's URL for another user."""
         parts = urlsplit(self._direct)
-        netloc = f"{self.namespace}:{password}@{parts.netloc.rpartition('@')[2]}"
+        netloc = f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"
         return parts._replace(netloc=netloc).geturl()
 
     async def keys(self) -> dict[str, int]:

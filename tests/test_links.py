@@ -527,7 +527,7 @@ async def test_without_a_right_to_our_channels_waiters_are_served_by_asking(
         "mute", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@all"],
         reset_channels=True,
     )  # fmt: skip
-    url = real.url.replace("//", "//mute:pw@")
+    url = real.url_of("mute", "pw")
     pool = redis.asyncio.ConnectionPool.from_url(url, connection_class=OwnConnection)
     own = redis.asyncio.Redis.from_pool(pool)
     make = {"redis": own} if kind == "pooled" else {"url": url}

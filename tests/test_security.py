@@ -499,6 +499,24 @@ async def test_a_grant_or_loss_of_a_strangers_token_is_nothing(real: World) -> N
         assert await client.lock("y").locked()
 
 
+async def test_a_forged_grant_makes_nobody_give_away_what_another_holds(real: World) -> None:
+    """Who waits gives back a grant that it does not want, but only its own."""
+    client, other = real.client(), real.client()
+    async with other.lock("x") as theirs:
+        waiting = asyncio.create_task(client.lock("x").acquire())
+        await settled(lambda: bool(client.homes))
+        await client.check()
+        assert theirs.hold is not None
+        await forge(real, client, "g", theirs.hold.token, 1, 1000, 0, 1)
+        await client.check()
+        await client.check()
+        assert not waiting.done()
+        assert [
+            t.decode() for t in await real.admin.zrange(real.key("lock", "x", "holders"), 0, -1)
+        ] == [theirs.hold.token]
+    assert await asyncio.wait_for(waiting, 2)
+
+
 async def test_a_forged_limit_lets_nobody_in(real: World) -> None:
     """What is said of the limit moves requests, and permits come from the store alone."""
     client = real.client()

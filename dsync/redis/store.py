@@ -118,9 +118,10 @@ class RedisStore:
         # What a script may not do comes as ERR: in the words of Valkey, and of Redis.
         in_script = ("ACL failure in script", "user executing the script")
         if refusal.code == "NOPERM" or any(words in str(refusal) for words in in_script):
+            prefix = self.channel.partition(":")[0].replace("*", "\\*")  # as keys begin
             return StoreUnavailable(
                 f"{where} does not allow this user what dsync needs ({refusal}); allow "
-                f"~{{{self.namespace}:* &{self.namespace}:* +@read +@write +@scripting +@pubsub "
+                f"~{{{prefix}:* &{prefix}:* +@read +@write +@scripting +@pubsub "
                 "+time +ping +client|setname"
             )
         tried = time.monotonic() - call.issued

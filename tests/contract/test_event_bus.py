@@ -734,7 +734,7 @@ async def test_a_user_without_rights_on_the_channel_is_told(real: World) -> None
         reset=True,
     )  # fmt: skip
     try:
-        url = real.url.replace("redis://", f"redis://{name}:p@")
+        url = real.url_of(name, "p")
         client = dsync.Client(url, namespace=real.namespace, on_error=real.errors.append)
         real.clients.append(client)
         bus = client.event_bus()
@@ -765,7 +765,7 @@ async def test_of_channels_that_are_refused_after_a_reconnect_only_those_are_los
         commands=["+@all"], reset=True,
     )  # fmt: skip
     try:
-        url = real.url.replace("redis://", f"redis://{name}:p@")
+        url = real.url_of(name, "p")
         client = dsync.Client(url, namespace=real.namespace, on_error=real.errors.append)
         real.clients.append(client)
         bus, got = client.event_bus(), list[int]()
@@ -1158,7 +1158,7 @@ async def test_a_user_with_the_documented_rights_can_use_it(real: World) -> None
                   "+client|setname"],
     )  # fmt: skip
     try:
-        url = real.url.replace("redis://", f"redis://{name}:p@")
+        url = real.url_of(name, "p")
         client = dsync.Client(url, namespace=real.namespace, on_error=real.errors.append)
         real.clients.append(client)
         async with client.event_bus("a b").subscribe() as events:
