@@ -23,8 +23,9 @@ demo: .venv/.installed-demo ## the primitives at work, live, on a server of its 
 serve: .venv/.installed-demo ## a Valkey to play with, until Ctrl-C
 	@$(BIN)/dsync serve $(ARGS)
 
+# Most tests wait, for leases and heartbeats: three processes share the files.  -n 0 takes one.
 test: .venv/.installed-dev ## the tests; ARGS="-k lock -x" picks some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/.installed-dev ## ruff, mypy --strict and pyright
 	$(BIN)/ruff check

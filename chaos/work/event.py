@@ -56,7 +56,7 @@ async def pulse(shift: Shift, event: dsync.Event) -> None:
         if not due:
             await asyncio.sleep(0.01 if mine else 0.1)
             continue
-        # "A wait begins when the server hears of it": with 100 ms of latency, so long after the call.
+        # "A wait begins when the server hears of it": with 100 ms of latency, as late.
         await asyncio.sleep(shift.random.uniform(0.15, 0.2))
         with shift.turn("pulser"):
             try:

@@ -479,7 +479,7 @@ class Callable_:
         (None, "got NoneType None"),
         (asyncio.sleep(0), "got coroutine sleep"),
     ],
-    ids=str,
+    ids=("sync", "generator", "callable", "classmethod", "none", "coroutine"),
 )
 @pytest.mark.filterwarnings("ignore:coroutine 'sleep' was never awaited")
 def test_what_is_no_async_function_is_refused(function: Any, says: str) -> None:

@@ -268,7 +268,7 @@ MISTAKES = {
     "nothing drains": ("(us - clock) / pace", "0"),
     "it drains below nothing": ("level = math.max(0, level - (us", "level = (level - (us"),
     "seconds for microseconds": ("(us - clock) / pace", "(us - clock) / pace * 1e6"),
-    "an old pace": ("burst, pace = born", "burst, _ = born"),
+    "an old pace": ("capacity, period / declared", "capacity, pace or period / declared"),
     "a wait is rounded down": ("math.ceil(units * pace)", "math.floor(units * pace)"),
     "a wait is a microsecond longer": ("math.ceil(units * pace)", "(math.ceil(units * pace) + 1)"),
     "rounding counts": ("units > tiny()", "units > -1"),

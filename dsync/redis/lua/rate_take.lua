@@ -41,8 +41,9 @@ local function reply(code, wait, position)
 end
 
 -- A repeated call: its answer was lost.
-local _, name_ends = string.find(recent, ';' .. token .. ' ', 1, true)
-local position, at = string.match(recent, '^(%d+) (%d+);', (name_ends or #recent) + 1)
+local named = ';' .. token .. ' '
+local from = string.find(recent, named, 1, true) or #recent + 1
+local position, at = string.match(recent, '^(%d+) (%d+);', from + #named)
 if position then return reply(1, math.max(0, tonumber(at) - us), tonumber(position)) end
 
 local wait = drained(level + amount - burst)
