@@ -102,8 +102,19 @@ def takes(count: int, limit: int = 1) -> list[Step]:
     return [take(f"c.{i}/0", limit=limit) for i in range(count)]
 
 
+def older(number: str, value: str | int) -> Step:
+    """A take of a client that was born before, and made with another number."""
+    transition, args = take(f"old.{number}", born=START - 5)
+    return transition, {**args, number: value}
+
+
 # At the microsecond at which a unit has drained, and with a clock that steps.
 SCENES: dict[str, list[Step]] = {
+    "an older one differs in one number": [
+        take("c"), *(older(one, value) for one, value in (
+            ("declared", "11.0"), ("period", 2 * SECOND), ("capacity", 9),
+        )),
+    ],
     "a unit drains": [
         *takes(3), take("d", patience=0), later(333_333), take("d", patience=0), later(1),
         take("d", patience=0), LOOK,
@@ -291,7 +302,7 @@ MISTAKES = {
     "nobody knows copies": ("if position then return", "if false then return"),
     "a copy waits for the whole time": ("math.max(0, tonumber(at) - us)", "tonumber(at)"),
     "a copy's time may have passed": ("math.max(0, tonumber(at) - us)", "(tonumber(at) - us)"),
-    "the end of a token is one": ("';' .. token .. ' ', 1, true", "token .. ' ', 1, true"),
+    "the end of a token is one": ("local named = ';' .. token", "local named = token"),
     "patience ends too early": ("wait > patience", "wait >= patience and wait > 0"),
     "nobody has patience": ("patience >= 0 and wait > patience", "wait > 0"),
     "more than the burst is taken": ("if amount > burst or patience", "if patience"),
