@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--seed", help="what chance begins with (default: another each time)")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of harm in each scenario (default: 5)"
+        "--seconds", type=float, default=3.0, help="of harm in each scenario (default: 3)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
     parser.add_argument(

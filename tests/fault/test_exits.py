@@ -29,6 +29,7 @@ UNCLOSED = tuple(
 BUSY = """
 import asyncio, atexit, gc, os, signal, sys, dsync
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
 URL, NAMESPACE, LOOP = sys.argv[1:4]
 waiting = []  # else the collector would end them
 
