@@ -48,6 +48,7 @@ class Proxy:
         self._path = path
         self._user = user  # "name:password@", or nothing
         self._pairs: set[_Pair] = set()
+        self._dials: set[asyncio.Task[None]] = set()
         self._holding: set[Way] = set()
         self._trap: _Trap | None = None
         self._server: asyncio.Server | None = None
@@ -74,7 +75,9 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self.refusing = True  # who was accepted a moment ago is made a connection after this
         self.reset()
+        await asyncio.gather(*self._dials)  # each finds its pair closed, and ends
         await asyncio.sleep(0)  # transports close their sockets on the next tick
         await self._server.wait_closed()
 
@@ -161,7 +164,6 @@ class _Pair:
         self.client = _End(self.requests)
         self.server = _End(self.replies)
         self.requests.sink, self.replies.sink = self.server, self.client
-        self._dialling: asyncio.Task[None] | None = None
 
     def opened(self) -> None:
         self.proxy.connections += 1
@@ -169,7 +171,9 @@ class _Pair:
             self.close(reset=True)
             return
         self.proxy._pairs.add(self)
-        self._dialling = asyncio.get_running_loop().create_task(self._dial())
+        dial = asyncio.get_running_loop().create_task(self._dial())
+        self.proxy._dials.add(dial)
+        dial.add_done_callback(self.proxy._dials.discard)
 
     async def _dial(self) -> None:
         try:
