@@ -12,7 +12,7 @@ __all__ = ["TRANSITIONS", "Permits"]
 # What a transition sends to a process: -> how many listen (0: nobody there), as PUBLISH answers.
 Send = Callable[[str, list[bytes]], int]
 Listing = list[bytes | int]
-Transitions = dict[str, Callable[..., list[int] | list[int | Listing]]]
+Transitions = dict[str, Callable[..., int | list[int] | list[int | Listing]]]
 KEEP_MS = 7 * 24 * 3600 * 1000  # for which a record outlives its last use
 
 
@@ -121,7 +121,7 @@ class Step:
         permits.holders[token] = self.now + lease
         permits.since[token] = self.now
         if self.block > 0:
-            permits.fence = max(permits.fence + self.block, self.us)
+            permits.fence = self.us if self.us > permits.fence else permits.fence + self.block
 
     def silence_of(self, token: str) -> int:
         return self.now - self.permits.alive.get(process_of(token), 0)
@@ -217,7 +217,7 @@ def condition_of(token: str) -> str:
 def permit_acquire(
     permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
     wait: int, block: int, inbox: str, silence: int,
-) -> list[int]:  # fmt: skip
+) -> int | list[int]:  # fmt: skip
     step = Step(permits, us, block, silence)
     if stamp != 0 and not permits.pinned:
         mine = us if stamp == "" else int(stamp)
@@ -230,18 +230,18 @@ def permit_acquire(
     if permits.holders or limit < 1 or permits.waiters or permits.left:
         return step.take(token, lease, wait)
     step.grant(token, lease)
-    return [1, permits.fence, lease, 0, limit]
+    return permits.fence if stamp == 0 else [1, permits.fence, lease, 0, limit]
 
 
 def permit_release(
     permits: Permits, us: int, *, token: str, block: int, inbox: str, silence: int,
     tombstone: int,
-) -> list[int]:  # fmt: skip
+) -> int | list[int]:  # fmt: skip
     held = permits.drop(token)
     if not held:
         permits.waiters.pop(token, None)
     if not tombstone and not permits.waiters:
-        return [int(held), 0]
+        return int(held)
     step = Step(permits, us, block, silence)
     if tombstone:
         permits.refuse(token, step.now, tombstone)
@@ -314,6 +314,9 @@ def permit_revoke(
 ) -> list[int]:
     step = Step(permits, us, block, silence)
     held = permits.drop(token)
+    if held and block > 0:
+        permits.clock = step.now
+        permits.fence += block
     step.hand_over("", 0)
     if held:
         permits.told("l", process_of(token), token)

@@ -20,6 +20,10 @@ local silence = tonumber(ARGV[4])    -- ms
 local before = taken
 drop(token)
 local held = before - taken
+if held == 1 and block > 0 then
+  fence = fence + block -- its process passes the permit on until it is told
+  write('fence', fence)
+end
 hand_over('', 0)
 if held == 1 then
   redis.pcall('PUBLISH', inbox .. process_of(token), 'l ' .. token)
