@@ -11,11 +11,11 @@ CANDIDATES := python3.13 python3.12 python3.11 python3.14 python3
 # Run it: a pyenv shim may be there and fail, a Debian python3 may lack ensurepip.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo serve test check format bench chaos clean
+.PHONY: help demo serve test matrix containers check format bench chaos simulate clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.installed-demo ## the primitives at work, live, on a server of its own
 	@$(BIN)/dsync demo $(ARGS)
@@ -26,6 +26,12 @@ serve: .venv/.installed-demo ## a Valkey to play with, until Ctrl-C
 # Most tests wait, for leases and heartbeats: three processes share the files.  -n 0 takes one.
 test: .venv/.installed-dev ## the tests; ARGS="-k lock -x" picks some
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+
+matrix: .venv/.installed-dev ## a selection on each server, Python and redis-py here; ARGS="--list"
+	$(BIN)/python -m tests.matrix $(ARGS)
+
+containers: .venv/.installed-dev ## the container and compose tests, on a Docker engine of their own
+	$(BIN)/python -m tests.containers.engine $(BIN)/python -m pytest tests/containers $(ARGS)
 
 check: .venv/.installed-dev ## ruff, mypy --strict and pyright
 	$(BIN)/ruff check
@@ -43,8 +49,11 @@ bench: .venv/.installed-dev ## measure against the floors and redis-py; prints a
 chaos: .venv/.installed-dev ## real processes under real faults; ARGS="--faults cut" picks some
 	$(BIN)/python -m chaos $(ARGS)
 
+simulate: .venv/.installed-dev ## what a fleet costs a server; ARGS="--calibrate mine.json" measures yours
+	$(BIN)/python -m simulation $(ARGS)
+
 clean: ## remove .venv and everything built
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .matrix build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps, one environment: `make demo` on a fresh machine need not wait for the type checkers.

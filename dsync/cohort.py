@@ -10,6 +10,7 @@ place and wake whose turn it is.
 """
 
 import asyncio
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -254,6 +255,10 @@ class Cohort(Line):
         if request.token not in self.requests:
             return  # it has left meanwhile; the store hears of that behind this question
         reply = call.reply
+        if type(reply) is int:  # the fence of a lock that was free: the usual case
+            asked = int(request.terms.first_lease * 1000) / 1000
+            self.granted(request, reply, call.sent, asked, 0)
+            return
         if type(reply) is not list:
             self.refused(request, reply, sent=call.attempts > 0)
             return
@@ -268,6 +273,9 @@ class Cohort(Line):
             request.queued = True
             if request.sleeps:
                 self.sleepers.notified(request)
+            if fence_or_place and ms > 0:
+                # When the lease ends the next in the queue asks; those behind it one in a ms.
+                ms += int(random.uniform(0, min(waiting, 1000)))
             self.queued(request, ms, waiting)
         elif code == 0:
             self.forget(request)
@@ -510,7 +518,7 @@ class Cohort(Line):
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
             return
-        held, waiting = call.reply
+        held, waiting = (call.reply, 0) if type(call.reply) is int else call.reply
         self.note_waiting(waiting)
         if not held and call.attempts == 1:
             lease.lose("the store gave it to another or has forgotten it")

@@ -258,9 +258,11 @@ class Flag:
 
     def _learn(self, flag: int, generation: int, ms: int, since: float) -> None:
         self._ends = since + ms / 1000 if ms >= 0 else NEVER
-        self._set, self._generation, self._told = bool(flag), generation, True
         self._told_at = time.monotonic()
-        for watcher in self.waiters:
+        moved = generation != self._generation
+        self._set, self._generation, self._told = bool(flag), generation, True
+        # Else nobody noted an older one: they were woken when this one was learnt.
+        for watcher in self.waiters if moved else ():
             if watcher.noted is not None and generation > watcher.noted:
                 watcher.wake()
 

@@ -8,6 +8,7 @@ a renewal that was neither confirmed nor refused moves no deadline.
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -213,8 +214,10 @@ class Keeper:
     It gives a lease up, as lost, when its deadline passes.
     """
 
-    # More than this many renewals at once would stall the event loop.
+    # More renewals at once would stall the event loop, and so would more that are under way: the
+    # garbage collector goes through them.  So the server gets the time to answer a slice.
     SLICE = 100
+    PAUSE = 0.002  # seconds
 
     def __init__(self) -> None:
         # Leases of one length are renewed in the order in which they were confirmed, so each
@@ -253,7 +256,7 @@ class Keeper:
 
     def renew_now(self) -> None:
         """The connection was lost and is back: find out what we still hold."""
-        self._renew([hold for round_ in self._rounds.values() for hold in round_])
+        self._renew(deque(self.holds()))
 
     def holds(self) -> list[Hold]:
         """Everything that is held."""
@@ -278,7 +281,7 @@ class Keeper:
         now = time.monotonic()
         wake = float("inf")
         lost: list[Hold] = []
-        due: list[Hold] = []
+        due: deque[Hold] = deque()
         for key, round_ in list(self._rounds.items()):
             if not round_:
                 del self._rounds[key]
@@ -301,13 +304,14 @@ class Keeper:
                 hold.cohort.expire(hold)
         self._renew(due)
 
-    def _renew(self, due: list[Hold]) -> None:
-        """Renew a slice, and the rest after the event loop has had a turn."""
-        for hold in due[: self.SLICE]:
+    def _renew(self, due: deque[Hold]) -> None:
+        """Renew a slice now, and the rest slice by slice."""
+        for _ in range(min(len(due), self.SLICE)):
+            hold = due.popleft()
             if hold.token in hold.cohort.holds and not hold.renewing and hold.terms.renew:
                 hold.cohort.renew(hold)
-        if len(due) > self.SLICE:
-            asyncio.get_running_loop().call_soon(self._renew, due[self.SLICE :])
+        if due:
+            asyncio.get_running_loop().call_later(self.PAUSE, self._renew, due)
 
     def failed(self, hold: Hold) -> None:
         """A renewal came to nothing: the deadline stays, and it is tried again soon."""

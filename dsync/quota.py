@@ -150,18 +150,17 @@ class Quota:
         if stamp != self._stamped:
             self._bound = {}
             self._stamped = stamp
-        args: dict[str, Arg] = {**self._declared, "born": stamp}
-        if patience > 0:
-            self._record.run(
-                "rate_take", done, token=token, amount=amount, patience=patience, **args
-            )
-            return
         take = self._bound.get((amount, patience))
         if take is None:
+            args: dict[str, Arg] = {
+                **self._declared, "amount": amount, "patience": patience, "born": stamp
+            }  # fmt: skip
+            if patience > 0:  # another one each time
+                self._record.run("rate_take", done, token=token, **args)
+                return
             if len(self._bound) >= BOUND:
                 self._bound = {}
-            take = self._record.bind("rate_take", amount=amount, patience=patience, **args)
-            self._bound[amount, patience] = take
+            take = self._bound[amount, patience] = self._record.bind("rate_take", **args)
         take(token, done)
 
     def _cover(self, line: Line, waiter: Waiter) -> None:
@@ -206,8 +205,10 @@ class Quota:
     def _refuse(self, line: Line, waiter: Waiter, error: BaseException) -> None:
         """A question came to nothing: so does the wait of who asked it, or somebody asks anew."""
         if waiter in line.waiters:
-            ahead = list(line.waiters).index(waiter)
-            if ahead >= len(line.slots) or line.slots[ahead].at > waiter.deadline:
+            # Among those whom the slots that there are will serve, in order?
+            served = zip(line.waiters, line.slots, strict=False)
+            mine = next((slot for each, slot in served if each is waiter), None)
+            if mine is None or mine.at > waiter.deadline:
                 del line.waiters[waiter]
                 waiter.fail(error)
         self._cover_all(line)

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, cast
 
 from dsync.reply import Reply
@@ -92,12 +92,10 @@ if sys.version_info >= (3, 12):
 
 else:
     # There it is written in Python, and takes longer than the rest of an acquire.
-    _running_loop = asyncio.get_running_loop
-    _current_tasks: dict[Any, asyncio.Task[Any]] = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
+    _running_loop = asyncio._get_running_loop  # None where there is none
+    _task_of: Callable[[Any], asyncio.Task[Any] | None]
+    _task_of = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
 
     def current_task() -> "asyncio.Task[Any] | None":
         """The task that runs; None outside of tasks and of loops, where locks work as well."""
-        try:
-            return _current_tasks.get(_running_loop())
-        except RuntimeError:
-            return None
+        return _task_of(_running_loop())

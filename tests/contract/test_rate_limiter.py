@@ -219,7 +219,8 @@ async def test_acquire_returns_true_and_the_unit_is_taken(world: World) -> None:
 
 
 async def test_waiters_of_several_processes_are_served_in_order_of_arrival(world: World) -> None:
-    limiters = [world.client().rate_limiter("x", 100, burst=1) for _ in range(3)]
+    # Each process sleeps by its own clock: slots lie further apart than a busy machine is late.
+    limiters = [world.client().rate_limiter("x", 20, burst=1) for _ in range(3)]
     assert await limiters[0].try_acquire()
     order: list[int] = []
 
@@ -237,7 +238,7 @@ async def test_waiters_of_several_processes_are_served_in_order_of_arrival(world
 
 
 async def test_waiters_for_mixed_amounts_are_served_in_order_of_arrival(world: World) -> None:
-    limiter = world.client().rate_limiter("x", 100, burst=5)
+    limiter = world.client().rate_limiter("x", 20, burst=5)
     assert await limiter.try_acquire(5)
     order: list[int] = []
 
@@ -249,7 +250,7 @@ async def test_waiters_for_mixed_amounts_are_served_in_order_of_arrival(world: W
     began = time.monotonic()
     await asyncio.gather(*(use(number, amount) for number, amount in enumerate(amounts)))
     assert order == list(range(len(amounts)))
-    assert time.monotonic() - began >= sum(amounts) / 100 - 0.01
+    assert time.monotonic() - began >= sum(amounts) / 20 - 0.01
 
 
 async def test_try_acquire_never_overtakes_who_waits(world: World) -> None:

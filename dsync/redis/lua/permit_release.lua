@@ -2,6 +2,7 @@
 -- waiting have been served.  Safe to repeat: a token that is gone touches nobody.
 --
 -- Returns    {held, waiting}   held: 1 if it held a permit until now, else 0
+--            held              the same, and nobody waits
 -- Invariant  the queue's head owns the permit before anybody else can ask for it.
 
 local state     = KEYS[1]            -- hash, as in permit_acquire
@@ -24,7 +25,7 @@ elseif block == 0 then
   redis.call('HDEL', since, token)
 end
 if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
-  return {held, 0}
+  return held
 end
 
 -- include: now
