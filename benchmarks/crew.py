@@ -14,7 +14,7 @@ from benchmarks.rig import Rig
 __all__ = ["Crew", "Window", "crew"]
 
 ROOT = Path(__file__).parent.parent
-RUN_UP = 0.3  # seconds from the starting signal to the window
+RUN_UP = 0.25  # seconds from the starting signal to the window
 
 
 class Window(NamedTuple):
@@ -50,14 +50,17 @@ class Crew:
 
 @asynccontextmanager
 async def crew(
-    size: int, work: Callable[..., object], rig: Rig, *args: object
+    size: int, work: Callable[..., object], rig: Rig, *args: object, loop: str | None = None
 ) -> AsyncIterator[Crew]:
-    """`size` processes that call `work(member, *args)`; see worker.py for the member."""
+    """`size` processes that call `work(member, *args)`; see worker.py for the member.
+
+    They run on the rig's event loop, or on `loop`.
+    """
     where = f"{work.__module__}:{work.__qualname__}"
     processes = []
     try:
         for index in range(size):
-            task = json.dumps([where, rig.url, rig.namespace, index, args])
+            task = json.dumps([loop or rig.loop, where, rig.url, rig.namespace, index, args])
             processes.append(
                 await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "benchmarks.worker", task),

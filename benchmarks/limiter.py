@@ -4,14 +4,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from importlib.util import find_spec
 
-import redis
+import redis.asyncio
 
 import dsync
 from benchmarks.local import BATCH
 from benchmarks.locks import DSYNC
-from benchmarks.measure import Goal, Measured, Ratio, Workload, over, value
+from benchmarks.measure import Goal, Measured, Ratio, Score, Workload, over, value
+from benchmarks.peers import load
 from benchmarks.raw import ask, raw_link
 from benchmarks.rig import Rig, until
 from dsync import local
@@ -24,6 +24,8 @@ SCRIPT = "rate_take on the floor's link"
 WAITING = "dsync acquire()"
 MOVING, FIXED = "limits, moving window", "limits, fixed window"
 GCRA = "throttled-py, GCRA"
+LOG = "pyrate-limiter, RedisBucket"
+BUCKET = "steindamm, AsyncTokenBucket"
 MICROSECONDS, EVALS = "µs/unit", "EVALs/unit"
 # Nobody is ever refused, and the bucket is never empty: what is written is as long as it gets.
 RATE, BURST = 1000, 10**9
@@ -47,7 +49,7 @@ async def script(rig: Rig) -> AsyncIterator[Take]:
         take = SCRIPTS["rate_take"]
         await ask(link, "SCRIPT", "LOAD", take.text)
         head = ("EVALSHA", take.sha, 1, f"{rig.namespace}:script")
-        args = {
+        args: dict[str, str | int | bytes] = {
             "amount": 1, "patience": 0, "declared": repr(float(RATE)), "period": 1_000_000,
             "capacity": BURST, "born": 1,
         }  # fmt: skip
@@ -70,22 +72,19 @@ async def ours(wait: bool, rig: Rig) -> AsyncIterator[Take]:
 
 @asynccontextmanager
 async def limits_window(moving: bool, rig: Rig) -> AsyncIterator[Take]:
-    from limits import RateLimitItemPerMinute
-    from limits.aio.storage import RedisStorage
-    from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
-
-    storage = RedisStorage(f"async+{rig.url}", implementation="redispy")
-    limiter = (MovingWindowRateLimiter if moving else FixedWindowRateLimiter)(storage)
-    yield partial(limiter.hit, RateLimitItemPerMinute(PER_MINUTE), rig.namespace)
+    strategies = load("limits.aio.strategies")
+    kind = strategies.MovingWindowRateLimiter if moving else strategies.FixedWindowRateLimiter
+    storage = load("limits.aio.storage").RedisStorage(f"async+{rig.url}", implementation="redispy")
+    item = load("limits").RateLimitItemPerMinute(PER_MINUTE)
+    yield partial(kind(storage).hit, item, rig.namespace)
 
 
 @asynccontextmanager
 async def throttled_gcra(rig: Rig) -> AsyncIterator[Take]:
-    from throttled.asyncio import RedisStore, Throttled, rate_limiter
-
-    throttle = Throttled(
-        key=f"{rig.namespace}:api", using="gcra", store=RedisStore(server=rig.url),
-        quota=rate_limiter.per_min(PER_MINUTE, burst=PER_MINUTE),
+    theirs = load("throttled.asyncio")
+    throttle = theirs.Throttled(
+        key=f"{rig.namespace}:api", using="gcra", store=theirs.RedisStore(server=rig.url),
+        quota=theirs.rate_limiter.per_min(PER_MINUTE, burst=PER_MINUTE),
     )  # fmt: skip
 
     async def take() -> bool:
@@ -94,28 +93,46 @@ async def throttled_gcra(rig: Rig) -> AsyncIterator[Take]:
     yield take
 
 
+@asynccontextmanager
+async def pyrate(rig: Rig) -> AsyncIterator[Take]:
+    theirs = load("pyrate_limiter")
+    async with redis.asyncio.Redis.from_url(rig.url) as client:
+        rates = [theirs.Rate(PER_MINUTE, theirs.Duration.MINUTE)]
+        bucket = await theirs.RedisBucket.init(rates, client, f"{rig.namespace}:api")
+        limiter = theirs.Limiter(bucket)
+        yield partial(limiter.try_acquire_async, "api", blocking=False)
+
+
+@asynccontextmanager
+async def token_bucket(rig: Rig) -> AsyncIterator[Take]:
+    create = load("steindamm").AsyncTokenBucket.create
+    async with redis.asyncio.Redis.from_url(rig.url, decode_responses=True) as client:
+        bucket = create(
+            f"{rig.namespace}:api", capacity=BURST, refill_amount=RATE, connection=client
+        )
+
+        async def take() -> bool:
+            async with bucket:
+                return True
+
+        yield take
+
+
 async def slice_of(opened: Callable[[Rig], Opened], rig: Rig) -> Measured:
     """One task takes unit after unit."""
     async with opened(rig) as take:
         for _ in range(10):  # connects, loads scripts
             if not await take():
                 raise RuntimeError("a unit was refused that was there")
-        sent = evaluations(rig)
+        sent, _ = rig.scripts()
         units = 0
         began, cpu = time.monotonic(), time.process_time()
         while not units or until(began + rig.seconds):
             await take()
             units += 1
         took, cpu = time.monotonic() - began, time.process_time() - cpu
-        sent = evaluations(rig) - sent
+        sent = rig.scripts()[0] - sent
     return {MICROSECONDS: 1e6 * took / units, "CPU µs/unit": 1e6 * cpu / units, EVALS: sent / units}
-
-
-def evaluations(rig: Rig) -> int:
-    """How many scripts clients have had run so far.  (The scripts themselves send SET.)"""
-    with redis.Redis.from_url(rig.url, decode_responses=True) as admin:
-        stats = admin.info("commandstats")
-    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
 
 
 # -- in one process --------------------------------------------------------------------------------
@@ -128,9 +145,8 @@ def local_limiter() -> Take:
 
 
 def their_limiter() -> Take:
-    from aiolimiter import AsyncLimiter
-
-    return AsyncLimiter(BURST, BURST / RATE).acquire
+    acquire: Take = load("aiolimiter").AsyncLimiter(BURST, BURST / RATE).acquire
+    return acquire
 
 
 async def local_slice(make: Callable[[], Take], rig: Rig) -> Measured:
@@ -144,11 +160,6 @@ async def local_slice(make: Callable[[], Take], rig: Rig) -> Measured:
     return {"ns/unit": 1e9 * (time.monotonic() - began) / units}
 
 
-def there(package: str) -> bool:
-    """Whether a peer is installed; it gets a dash otherwise."""
-    return find_spec(package) is not None
-
-
 WORKLOADS = (
     Workload(
         "limiter",
@@ -158,9 +169,11 @@ WORKLOADS = (
             SCRIPT: partial(slice_of, script),
             DSYNC: partial(slice_of, partial(ours, False)),
             WAITING: partial(slice_of, partial(ours, True)),
-            MOVING: partial(slice_of, partial(limits_window, True)) if there("limits") else None,
-            FIXED: partial(slice_of, partial(limits_window, False)) if there("limits") else None,
-            GCRA: partial(slice_of, throttled_gcra) if there("throttled") else None,
+            MOVING: partial(slice_of, partial(limits_window, True)),
+            FIXED: partial(slice_of, partial(limits_window, False)),
+            GCRA: partial(slice_of, throttled_gcra),
+            LOG: partial(slice_of, pyrate),
+            BUCKET: partial(slice_of, token_bucket),
         },
         (
             Ratio("try_acquire() ÷ floor", over(MICROSECONDS, DSYNC, FLOOR), Goal("≤", 1.3)),
@@ -168,16 +181,14 @@ WORKLOADS = (
             Ratio("the script alone ÷ floor", over(MICROSECONDS, SCRIPT, FLOOR)),
             Ratio("EVALs per try_acquire()", value(DSYNC, EVALS), Goal("≤", 1)),
             Ratio("EVALs per acquire()", value(WAITING, EVALS), Goal("≤", 1)),
-            Ratio("try_acquire() ÷ limits, moving window", over(MICROSECONDS, DSYNC, MOVING)),
-            Ratio("try_acquire() ÷ limits, fixed window", over(MICROSECONDS, DSYNC, FIXED)),
-            Ratio("try_acquire() ÷ throttled-py, GCRA", over(MICROSECONDS, DSYNC, GCRA)),
         ),
+        Score(MICROSECONDS, False),
     ),
     Workload(
         "local-limiter",
         "one task takes units that it may have at once, in one process",
         {
-            THEIRS: partial(local_slice, their_limiter) if there("aiolimiter") else None,
+            THEIRS: partial(local_slice, their_limiter),
             OURS: partial(local_slice, local_limiter),
         },
         (
@@ -187,5 +198,6 @@ WORKLOADS = (
                 Goal("≤", 2),
             ),
         ),
+        Score("ns/unit", False, OURS),
     ),
 )

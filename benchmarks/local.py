@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import Goal, Measured, Ratio, Workload, over
+from benchmarks.measure import Goal, Measured, Ratio, Score, Workload, over
 from benchmarks.rig import Rig, until
 from dsync import local
 
@@ -90,6 +90,7 @@ def workload(name: str, batch: Callable[[Any], Awaitable[None]], goal: Goal | No
         about[0].lower() + about[1:],
         {THEIRS: partial(slice_of, batch, asyncio), OURS: partial(slice_of, batch, local)},
         (Ratio("cycle, dsync.local ÷ asyncio", over("ns/cycle", OURS, THEIRS), goal),),
+        Score("ns/cycle", False, OURS),
     )
 
 

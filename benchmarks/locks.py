@@ -1,6 +1,6 @@
 """Locks of each make, in one shape: who competes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -8,13 +8,18 @@ from typing import Any, Protocol
 import redis.asyncio
 
 import dsync
-from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, raw_link
+from benchmarks.measure import Slice
+from benchmarks.peer_locks import PEER_LOCKS
+from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, bare_link, raw_link
 
-__all__ = ["DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make"]
+__all__ = [
+    "BARE", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make", "each_of",
+]  # fmt: skip
 
 DSYNC = "dsync"
 FAIR = "dsync fair=True"
 FLOOR = "floor: SET NX PX + compare-and-delete"
+BARE = "the same over a Protocol and hiredis alone"
 PEER = "redis.asyncio.Lock"
 QUICK_PEER = "redis.asyncio.Lock sleep=0.01"
 
@@ -43,7 +48,15 @@ async def _dsync(
 async def _raw(url: str, namespace: str, lease: float = 30.0) -> AsyncIterator[Make]:
     async with raw_link(url, namespace, "raw") as link:
         sha = (await ask(link, "SCRIPT", "LOAD", COMPARE_AND_DELETE)).decode()
-        yield lambda name: RawLock(link, f"{namespace}:{name}", int(lease * 1000), sha)
+        send = partial(ask, link)
+        yield lambda name: RawLock(send, f"{namespace}:{name}", int(lease * 1000), sha)
+
+
+@asynccontextmanager
+async def _bare(url: str, namespace: str, lease: float = 30.0) -> AsyncIterator[Make]:
+    async with bare_link(url) as send:
+        sha = (await send("SCRIPT", "LOAD", COMPARE_AND_DELETE)).decode()
+        yield lambda name: RawLock(send, f"{namespace}:{name}", int(lease * 1000), sha)
 
 
 @asynccontextmanager
@@ -65,6 +78,18 @@ LOCKS: Mapping[str, Callable[..., Opened]] = {
     DSYNC: _dsync,
     FAIR: partial(_dsync, fair=True),
     FLOOR: _raw,
+    BARE: _bare,
     PEER: _redis_py,
     QUICK_PEER: partial(_redis_py, sleep=0.01),
+    **PEER_LOCKS,
 }
+
+
+def each_of(
+    names: Iterable[str], run: Callable[..., Any], *args: object, without: Iterable[str] = ()
+) -> dict[str, Slice | None]:
+    """Contenders: `run(name, *args, rig)` for some, and for all peers except those that cannot."""
+    able: dict[str, Slice | None] = {who: partial(run, who, *args) for who in names}
+    for who in PEER_LOCKS:
+        able[who] = None if who in without else partial(run, who, *args)
+    return able

@@ -1,15 +1,21 @@
-"""What our own link to Redis can do with nothing on top: the floor."""
+"""The floors: our own link to Redis with nothing on top, and a protocol with nothing around it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import hiredis
 
 from dsync.redis.link import Link
 from dsync.redis.store import RedisStore
 from dsync.store import Call
 
-__all__ = ["RawLock", "ask", "raw_link"]
+__all__ = ["RawLock", "Send", "ask", "bare_link", "raw_link"]
+
+Send = Callable[..., Awaitable[Any]]  # a command; awaited, its reply
 
 COMPARE_AND_DELETE = """\
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -46,6 +52,7 @@ async def raw_link(
     """The link of a process that dsync would use, connected; `process` is where pushes reach it."""
     store = RedisStore(process, Pushes(on_push), namespace, url, None, 10.0)
     await store.check()
+    assert isinstance(store.link, Link)  # one server, no cluster
     try:
         yield store.link
     finally:
@@ -64,11 +71,63 @@ def ask(link: Link, *command: Any) -> "asyncio.Future[Any]":
     return future
 
 
+class Bare(asyncio.Protocol):
+    """The least that can talk to Redis in Python: no reconnects, no pushes, no deadlines."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader()
+        self._answers: deque[asyncio.Future[Any]] = deque()
+        self._outbox: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def send(self, *command: Any) -> "asyncio.Future[Any]":
+        """Alone in its tick it leaves at the tick's end, with others together with them."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(hiredis.pack_command(command))
+        answer = self._loop.create_future()
+        self._answers.append(answer)
+        return answer
+
+    def _flush(self) -> None:
+        self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            self._answers.popleft().set_result(reply)
+
+
+@asynccontextmanager
+async def bare_link(url: str) -> AsyncIterator[Send]:
+    """A connection of that kind; without TLS."""
+    where = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    if where.scheme == "unix":
+        transport, protocol = await loop.create_unix_connection(Bare, where.path)
+    elif where.scheme in ("redis", "valkey"):
+        host, port = where.hostname or "localhost", where.port or 6379
+        transport, protocol = await loop.create_connection(Bare, host, port)
+    else:
+        raise ValueError(f"a bare link speaks to redis:// and unix:// only, got {where.scheme}://")
+    try:
+        if where.password:
+            user = unquote(where.username or "default")
+            await protocol.send("AUTH", user, unquote(where.password))
+        yield protocol.send
+    finally:
+        transport.close()
+
+
 class RawLock:
     """The least a lock with a lease can be: SET NX PX, and compare-and-delete.  It cannot wait."""
 
-    def __init__(self, link: Link, key: str, lease: int, release_sha: str) -> None:
-        self._link = link
+    def __init__(self, send: Send, key: str, lease: int, release_sha: str) -> None:
+        self._send = send
         self._key = key
         self._lease = lease  # ms
         self._release_sha = release_sha
@@ -76,11 +135,11 @@ class RawLock:
 
     async def acquire(self) -> None:
         self._taken += 1
-        reply = await ask(self._link, "SET", self._key, self._taken, "NX", "PX", self._lease)
+        reply = await self._send("SET", self._key, self._taken, "NX", "PX", self._lease)
         if reply != b"OK":
             raise RuntimeError(f"SET {self._key} NX PX answered {reply!r}; expected OK")
 
     async def release(self) -> None:
-        reply = await ask(self._link, "EVALSHA", self._release_sha, 1, self._key, self._taken)
+        reply = await self._send("EVALSHA", self._release_sha, 1, self._key, self._taken)
         if reply != 1:
             raise RuntimeError(f"compare-and-delete of {self._key} answered {reply!r}; expected 1")

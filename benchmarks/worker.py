@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from benchmarks.crew import Window
+from benchmarks.rig import runner
 
 __all__ = ["Member"]
 
@@ -45,12 +46,13 @@ class Member:
         await asyncio.sleep(window.end - time.monotonic())
 
 
-async def main(task: str) -> None:
-    where, url, namespace, index, args = json.loads(task)
+async def main(where: str, url: str, namespace: str, index: int, args: list[Any]) -> None:
     module, _, name = where.partition(":")
     work = getattr(importlib.import_module(module), name)
     print(json.dumps(await work(Member(url, namespace, index), *args)), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    loop, *task = json.loads(sys.argv[1])
+    with runner(loop) as ours:
+        ours.run(main(*task))
