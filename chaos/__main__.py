@@ -21,22 +21,48 @@ something was left behind; a recovery beyond its goal is shown, and depends on t
 
 def main(argv: Sequence[str] | None = None) -> int:
     # Here, as the process that workers are forked from runs this file, too.
-    from chaos import broken
-    from chaos.faults import faults
-    from chaos.report import as_json, as_text
-    from chaos.work import works
+    from chaos.report import as_json, as_markdown, as_text, from_json
 
     parser = _parser()
     args = parser.parse_args(argv)
-    known: dict[str, dict[str, Any]] = {"faults": faults(), "primitives": works()}
     if args.list:
-        for what, things in known.items():
+        for what, things in _known().items():
             width = max(map(len, things))
             lines = [f"  {name:{width}}  {thing.about}" for name, thing in things.items()]
             print("\n".join([f"{what}:", *lines]))
         return 0
-    chosen = {}
-    for what, things in known.items():
+    if args.read is None:
+        results, settings = _run(parser, args)
+    else:
+        found = json.loads(args.read.read_text("utf-8"))
+        results, settings = from_json(found), found["settings"]
+        _introduce(settings)
+    print(f"\n{as_markdown(results) if args.markdown else as_text(results)}")
+    if args.json is not None:
+        text = json.dumps(as_json(results, settings), indent=2, default=str)
+        args.json.write_text(text + "\n", "utf-8")
+    return 0 if all(result.kept for result in results) else 1
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    from chaos.faults import faults
+    from chaos.work import works
+
+    return {"faults": faults(), "primitives": works()}
+
+
+def _introduce(settings: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
+
+
+def _run(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> "tuple[list[Result], dict[str, Any]]":
+    """Play what was asked for.  -> what was found, and with which settings"""
+    from chaos import broken
+
+    chosen: dict[str, list[str]] = {}
+    for what, things in _known().items():
         wanted = [name for name in getattr(args, what) if name != "all"] or list(things)
         unknown = [name for name in wanted if name not in things]
         if unknown:
@@ -51,25 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": args.seconds,
         "python": platform.python_version(),
     }
-    print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
+    _introduce(settings)
     if args.keep is not None:
         args.keep.mkdir(parents=True, exist_ok=True)
     connect = f"chaos.broken:{args.broken}" if args.broken else "dsync:connect"
-    results = asyncio.run(
-        _play_all(
-            chosen["faults"],
-            chosen["primitives"],
-            settings["seed"],
-            args.seconds,
-            connect,
-            args.keep,
-        )
-    )
-    print(f"\n{as_text(results)}")
-    if args.json is not None:
-        text = json.dumps(as_json(results, settings), indent=2, default=str)
-        args.json.write_text(text + "\n", "utf-8")
-    return 0 if all(result.kept for result in results) else 1
+    scenes = chosen["faults"], chosen["primitives"], settings["seed"]
+    return asyncio.run(_play_all(*scenes, args.seconds, connect, args.keep)), settings
 
 
 async def _play_all(
@@ -111,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=3.0, help="of harm in each scenario (default: 3)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="run nothing: show what --json has written"
+    )
+    parser.add_argument("--markdown", action="store_true", help="as a table for a page of text")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="leave the history of each scenario there"
     )

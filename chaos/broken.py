@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -15,8 +15,10 @@ import redis.asyncio
 
 import dsync
 import dsync.local
+from dsync.leader import Election, Leader
 
 __all__ = [
+    "backward_observer",
     "check_then_act",
     "early_barrier",
     "forgetful_event",
@@ -35,6 +37,8 @@ LATE = 0.05  # seconds by which a loss is noticed before the server does, and a 
 
 class Lease:
     """What a body gets."""
+
+    held = True
 
     def __init__(self, fence: int | None) -> None:
         self.fence = fence
@@ -285,3 +289,20 @@ def private_limiter(url: str, **settings: Any) -> AbstractAsyncContextManager[In
         return Instead(limiter, acquire=alone.acquire)
 
     return _dsync(url, settings, "rate_limiter", spoil)
+
+
+def backward_observer(url: str, **settings: Any) -> AbstractAsyncContextManager[Instead]:
+    """An election whose observers see the one who led before once more, at times."""
+
+    def spoil(election: Election, name: str) -> Instead:
+        async def observe() -> AsyncGenerator[Leader | None, None]:
+            before: Leader | None = None
+            async for leader in election.observe():
+                yield leader
+                if random.random() < SELDOM:
+                    yield before
+                before = leader or before
+
+        return Instead(election, observe=observe)
+
+    return _dsync(url, settings, "leader", spoil)

@@ -1,12 +1,14 @@
-"""What was found, as a table for people and as JSON for machines."""
+"""What was found: as a table for people, for a page of documentation, and as JSON for machines."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from chaos.scenario import Result
+from dsync.testing import Violation
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["as_json", "as_markdown", "as_text", "from_json"]
 
 SHOWN = 5  # violations of a scenario in full
 Row = tuple[str, ...]
@@ -34,12 +36,34 @@ def as_text(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def as_markdown(results: Sequence[Result]) -> str:
+    """A row for each fault and a column for each primitive, in the order of the results."""
+    works = list(dict.fromkeys(result.work for result in results))
+    cells: dict[str, dict[str, str]] = {}
+    for result in results:
+        cells.setdefault(result.fault, {})[result.work] = _cell(result)
+    rows = [["", *works], ["---"] + ["---:"] * len(works)]
+    rows += [[f"`{fault}`", *(row.get(work, "") for work in works)] for fault, row in cells.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def as_json(results: Sequence[Result], settings: dict[str, Any]) -> dict[str, Any]:
     """The same, with every violation."""
     return {"settings": settings, "scenarios": [asdict(result) for result in results]}
 
 
+def from_json(found: dict[str, Any]) -> list[Result]:
+    """The results that were written so."""
+    results = [Result(**scenario) for scenario in found["scenarios"]]
+    for result in results:
+        violations: list[Any] = result.violations
+        result.violations = [Violation(**violation) for violation in violations]
+    return results
+
+
 def _row(result: Result) -> Row:
+    if not result.applies:
+        return (result.fault, result.work, *["-"] * 5, "", "", "-")
     recovery, goal = result.recovery, result.goal
     met = "" if goal is None or recovery is None else "yes" if recovery <= goal else "NO"
     return (
@@ -54,3 +78,17 @@ def _row(result: Result) -> Row:
         met,
         str(len(result.leftovers)),
     )
+
+
+def _cell(result: Result) -> str:
+    """`operations · recovery`, and before it what should not be."""
+    if not result.applies:
+        return "-"
+    recovery = "-" if result.recovery is None else f"{result.recovery:.2f} s"
+    if result.recovery == math.inf:
+        recovery = "**never**"
+    parts = [f"{result.operations:,}", recovery]
+    for count, what in ((len(result.leftovers), "left"), (len(result.violations), "violated")):
+        if count:
+            parts.insert(0, f"**{count} {what}**")
+    return " · ".join(parts if result.harms else ["**no harm**", *parts])

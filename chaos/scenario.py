@@ -29,11 +29,12 @@ HEARTBEAT = 2.0  # seconds for a fresh client to find free what nobody holds any
 
 @dataclass
 class Result:
-    """What was found in one scenario."""
+    """What was found in one scenario, or that there is none: the fault says nothing of this."""
 
     fault: str
     work: str
     seed: str
+    applies: bool = True
     operations: int = 0
     harms: int = 0
     losses: int = 0
@@ -67,6 +68,9 @@ async def play(
         keep: a directory to leave the history in.
     """
     result = Result(fault.name, work.name, seed, goal=fault.goal)
+    if fault.waiters and not work.queues:
+        result.applies = False
+        return result
     with tempfile.TemporaryDirectory(prefix="dsync-chaos-") as directory:
         backend = await asyncio.to_thread(Backend, *fault.options, binary=fault.binary)
         try:

@@ -196,15 +196,21 @@ class Sleepers:
     def _kept(self, request: Request, call: Call) -> None:
         cohort = self._cohort
         request.resent = request.resent or call.attempts > 1
+        forgotten = False
         if type(call.reply) is list:
-            code, _, ms, waiting, _, _ = call.reply
+            code, _, ms, waiting, _, woken = call.reply
             call.reply = call.reply[:5]
             if code == 2:
                 request.asking = False
                 if request.token in cohort.requests:
                     cohort.queued(request, ms, waiting)
                 return
+            forgotten = woken == 2
         cohort.answered(request, call)
+        if forgotten:  # and so are the others: they need not wait for their turns to ask
+            for other in list(cohort.asleep.values()):
+                if not other.asking:
+                    cohort.send(other)
 
     def _roused(self, request: Request, heir: Request, call: Call) -> None:
         """It has an heir now, or had been notified before."""
@@ -219,7 +225,7 @@ class Sleepers:
             cohort.abandon(heir.token)
             cohort.answered(request, call)
             return
-        woken = call.reply[5]
+        woken = call.reply[5] == 1
         call.reply = call.reply[:5]
         if woken and request.token in cohort.requests:
             cohort.forget(request)

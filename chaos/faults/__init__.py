@@ -30,6 +30,7 @@ class Fault:
         overlap: seconds for which too many may hold then, because the server has forgotten.
         loses: whether others than stopped processes may lose what they hold.
         deaths: whether processes are killed.
+        waiters: whether it is for those that wait for a turn: where nobody does, it is not done.
         concerns: who has to succeed again before it counts as recovered: the "next", or "all".
         goal: seconds within which they do; None: there is no such goal.
         proxied: whether workers reach the server through `scene.proxy`.
@@ -44,6 +45,7 @@ class Fault:
     overlap: float = 0.0
     loses: bool = False
     deaths: bool = False
+    waiters: bool = False
     concerns: Literal["next", "all"] = "all"
     goal: float | None = None
     proxied: bool = False

@@ -91,10 +91,12 @@ async def kill_granted(scene: Scene) -> None:
 async def _queue(scene: Scene) -> list[int]:
     """The processes that wait and do not hold, the next one first.
 
-    Those that have waited longest, where the server has no queue.
+    Those that sleep at a condition come behind those that wait for its lock.  Where the server has
+    no queue, they come as long as they have waited.
     """
     waiting = [w for w in waits(scene.history.events(), (scene.work.success,)) if w.end is None]
-    pids = [*await _tokens(scene, "waiters"), *(wait.event["pid"] for wait in waiting)]
+    pids = [*await _tokens(scene, "waiters"), *await _tokens(scene, "sleepers:*")]
+    pids += [wait.event["pid"] for wait in waiting]
     holding = await _tokens(scene, "holders")
     return [pid for pid in dict.fromkeys(pids) if pid in scene.workers and pid not in holding]
 
@@ -123,6 +125,7 @@ FAULTS = [
         kill_head,
         lease=LEASE,
         deaths=True,
+        waiters=True,
         concerns="next",
         goal=HOLD + LEASE + 0.05,
     ),
@@ -132,6 +135,7 @@ FAULTS = [
         kill_waiters,
         lease=LEASE,
         deaths=True,
+        waiters=True,
         concerns="next",
         goal=SILENCE + LEASE + 0.05,
     ),
@@ -141,6 +145,7 @@ FAULTS = [
         kill_granted,
         lease=LEASE,
         deaths=True,
+        waiters=True,
         concerns="next",
         goal=LEASE + 0.05,
     ),

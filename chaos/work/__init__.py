@@ -22,6 +22,7 @@ MODULES = (
     "barrier",
     "bus",
     "limiter",
+    "leader",
 )
 
 
@@ -92,6 +93,7 @@ class Work:
             AssertionError if it sees that they have.
         success: the event that counts as an operation that succeeded.
         processes: how many workers.
+        queues: whether anybody waits for a turn.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Work:
     free: Callable[[dsync.Client, Terms], Awaitable[None]]
     success: str = "held"
     processes: int = 8
+    queues: bool = True
 
 
 def works() -> dict[str, Work]:

@@ -4,8 +4,8 @@ import asyncio
 
 import dsync
 from chaos.work import Shift, Terms, Work
-from chaos.work.holding import checked_holds, hold
-from dsync.testing import Event, Violation, fences, stale_writes
+from chaos.work.holding import checked_holds, fenced, hold
+from dsync.testing import Event, Violation
 
 __all__ = ["WORK"]
 
@@ -20,7 +20,7 @@ async def run(shift: Shift) -> None:
 
 
 def check(events: list[Event], terms: Terms) -> list[Violation]:
-    return checked_holds(events, terms, 1) + fences(events) + stale_writes(events)
+    return checked_holds(events, terms, 1) + fenced(events, terms)
 
 
 async def free(client: dsync.Client, terms: Terms) -> None:

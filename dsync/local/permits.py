@@ -5,6 +5,7 @@ scripts' headers say what that is.  The model tests hold the two against each ot
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 __all__ = ["TRANSITIONS", "Permits"]
@@ -106,7 +107,7 @@ class Permits:
 class Step:
     """One transition at one moment: the server's time, and what a grant needs to know."""
 
-    __slots__ = ("block", "now", "permits", "silence", "us")
+    __slots__ = ("block", "now", "permits", "quiet", "silence", "us")
 
     def __init__(self, permits: Permits, us: int, block: int = 0, silence: int = 0) -> None:
         self.permits = permits
@@ -114,6 +115,7 @@ class Step:
         self.now = max(us // 1000, permits.clock)
         self.block = block
         self.silence = silence
+        self.quiet = silence // 4
 
     def grant(self, token: str, lease: int) -> None:
         permits = self.permits
@@ -146,31 +148,43 @@ class Step:
     def drop_expired(self) -> None:
         ended = sorted((e, t) for t, e in self.permits.holders.items() if e <= self.now)
         for _, token in ended[:100]:
+            if self.silence_of(token) < self.quiet:
+                self.permits.alive[process_of(token)] = self.now - self.quiet
             self.bury(token)
+
+    def absent(self, token: str) -> bool:
+        permits = self.permits
+        waiting, limit = len(permits.waiters), permits.capacity()
+        return permits.told("w", process_of(token), token, waiting, limit) == 0
 
     def hand_over(self, asker: str, lease: int) -> bool:
         permits = self.permits
         if len(permits.holders) >= permits.capacity():
             self.drop_expired()
+        overtaken = 0
         for _ in range(1000):
-            if len(permits.holders) >= permits.capacity() or not permits.waiters:
+            head = next(islice(permits.waiters, overtaken, None), None)
+            if len(permits.holders) >= permits.capacity() or head is None:
                 return False
-            head = next(iter(permits.waiters))
-            del permits.waiters[head]
             silent = 0 if head == asker else self.silence_of(head)
             if silent >= self.silence:
+                del permits.waiters[head]
                 self.bury(head)
-                continue
-            claim = lease if head == asker else claim_of(head)
-            self.grant(head, claim)
-            if head == asker:
-                return True
-            listening = permits.told(
-                "g", process_of(head), head, permits.fence, claim,
-                len(permits.waiters), permits.capacity(),
-            )  # fmt: skip
-            if not listening and silent > self.silence / 2 and not condition_of(head):
-                permits.drop(head)
+            elif silent >= self.quiet and self.absent(head):
+                if silent <= self.silence / 2 or condition_of(head):
+                    overtaken += 1
+                else:
+                    del permits.waiters[head]
+            else:
+                del permits.waiters[head]
+                claim = lease if head == asker else claim_of(head)
+                self.grant(head, claim)
+                if head == asker:
+                    return True
+                permits.told(
+                    "g", process_of(head), head, permits.fence, claim,
+                    len(permits.waiters), permits.capacity(),
+                )  # fmt: skip
         return False
 
     def take(self, token: str, lease: int, wait: int) -> list[int]:
@@ -287,8 +301,9 @@ def permit_wake(
         permits.note_alive(process_of(token), now, silence)
         step.hand_over("", 0)
         return [2, 0, permits.next_end(now), len(permits.waiters), permits.capacity(), 0]
-    woken = 0
-    if heir and token not in permits.waiters and token not in permits.holders:
+    notified = token in permits.waiters or token in permits.holders
+    woken = 0 if notified else 2
+    if heir and not notified:
         woken = 1
         if not permits.forget_sleeper(token):
             permits.refuse(token, now, tombstone)

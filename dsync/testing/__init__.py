@@ -27,6 +27,7 @@ from dsync.testing.checkers import (
     wake_ups,
 )
 from dsync.testing.history import Event, History, Span, harms, holds, waits
+from dsync.testing.observing import sightings
 from dsync.testing.proxy import Proxy
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "losses",
     "overlaps",
     "pulses",
+    "sightings",
     "stale_writes",
     "stranded",
     "waits",

@@ -48,12 +48,17 @@ def overlaps(events: Iterable[Event], limit: int = 1, allowed: float = 0.0) -> l
     return found
 
 
-def fences(events: Iterable[Event]) -> list[Violation]:
-    """Each holder has a greater fence than those before it."""
+def fences(events: Iterable[Event], allowed: float = 0.0) -> list[Violation]:
+    """Each holder has a greater fence than those before it.
+
+    With `allowed`, a harm makes the server forget, and two may hold for so many seconds: of those
+    the one with the smaller fence was the first, whoever began first.
+    """
+    events = list(events)
     found = []
     for each in _by_thing(holds(events)):
         greatest: Span | None = None
-        for hold in each:
+        for hold in _as_granted(each, events, allowed):
             if greatest is not None and hold.event["fence"] <= greatest.event["fence"]:
                 what = "a later holder has no greater fence"
                 found.append(Violation("fences", what, (greatest.event, hold.event)))
@@ -62,14 +67,17 @@ def fences(events: Iterable[Event]) -> list[Violation]:
     return found
 
 
-def stale_writes(events: Iterable[Event]) -> list[Violation]:
+def stale_writes(events: Iterable[Event], allowed: float = 0.0) -> list[Violation]:
     """A store that refuses what is older than it has seen refuses stale writes, and no others.
 
     Each `held` and each `step` counts as a write under its fence.  It is stale if one who came
-    later to hold the thing has written already.
+    later to hold the thing has written already; `allowed`: as of `fences`.
     """
     events = list(events)
-    order = {id(hold.event): number for number, hold in enumerate(holds(events))}
+    order: dict[int, int] = {}
+    for each in _by_thing(holds(events)):
+        for number, hold in enumerate(_as_granted(each, events, allowed)):
+            order[id(hold.event)] = number
     inside: dict[object, int] = {}  # who -> the number of its hold
     newest: dict[str, tuple[int, Event]] = {}  # of -> the latest hold that has written
     seen: dict[str, int] = {}  # of -> the greatest fence that the store has seen
@@ -262,6 +270,28 @@ def admissions(
 
 
 # -- parts -----------------------------------------------------------------------------------------
+
+
+def _as_granted(found: Iterable[Span], events: Iterable[Event], allowed: float) -> list[Span]:
+    """These holds in the order in which they were granted, as far as that is known.
+
+    For `allowed` seconds after a harm, who was forgotten goes on beside who came after it, and its
+    process may pass its hold on: those that began so shortly one after the other come by fence.
+    """
+    unsure = [(harm.starts, harm.ends + allowed) for harm in harms(events) if is_harm(harm)]
+    in_order: list[Span] = []
+    for hold in found:
+        at = len(in_order)
+        if allowed and any(begin <= hold.starts <= end for begin, end in unsure):
+            while at and _crossed(in_order[at - 1], hold, allowed):
+                at -= 1
+        in_order.insert(at, hold)
+    return in_order
+
+
+def _crossed(before: Span, hold: Span, allowed: float) -> bool:
+    older = hold.event.get("fence", 0) < before.event.get("fence", 0)
+    return older and hold.starts - before.starts <= allowed
 
 
 def _by_thing(found: Iterable[Span]) -> list[list[Span]]:

@@ -243,7 +243,7 @@ class _Lane:
             self.held.append(data)
         elif data is None:
             pair.close()
-        elif not self._ended:
+        elif not (self._ended or self.sink.transport.is_closing()):
             self.sink.transport.write(data)
 
     def end(self) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dsync.testing.history import Event, Span, harms, time_of, waits, who
 from dsync.testing.violation import Violation, is_harm, touches
 
-__all__ = ["generations", "pulses", "wake_ups"]
+__all__ = ["due", "generations", "pulses", "wake_ups"]
 
 AT_ONCE = 0.1  # seconds: a harm that is over so soon keeps nobody from anything
+SILENT = 6.0  # seconds: so long may be waited for one that was notified and is dead
 JUST_BEFORE = 0.25  # seconds before a harm: what was confirmed then may not have been heard of
 
 
@@ -28,7 +29,8 @@ def wake_ups(
 
     Args:
         events: what was written.
-        lease: seconds after which somebody else is notified in the place of one that is dead.
+        lease: seconds after which somebody else is notified in the place of one that is dead, or
+            when it has been silent for too long.
         within: seconds in which a notification is heard.
         forgets: a harm makes the server forget: nothing is exact from then until `within` seconds
             after it.
@@ -42,7 +44,7 @@ def wake_ups(
         if event["what"] in ("killed", "stopped", "continued"):
             for sleepers in things.values():
                 dead = event["what"] == "killed"
-                sleepers.excuse(event["whom"], dead, t + min(lease, 5.0) + within)
+                sleepers.excuse(event["whom"], dead, t + max(min(lease, 5.0), SILENT) + within)
             continue
         sleepers = things[key[0]]
         if any(begin <= t <= end for begin, end in unsure):
@@ -51,7 +53,7 @@ def wake_ups(
         if late is not None and not any(begin <= t <= end for begin, end in unsure):
             found.append(late)
         if event["what"] == "lost":
-            sleepers.void(key, t + min(lease, 5.0) + within)
+            sleepers.void(key, t + max(min(lease, 5.0), SILENT) + within)
     last = events[-1]["t"] if events else 0.0
     for sleepers in things.values():
         if not any(begin <= last <= end for begin, end in unsure):
@@ -181,12 +183,12 @@ def pulses(
         for begins, confirmed, _, _, event in mine:
             if not wait.starts < begins or confirmed + within >= min(wait.ends, last):
                 continue
-            due = _due(confirmed, touched, within)
+            latest = due(confirmed, touched, within)
             forgotten = forgets and any(
                 is_harm(harm) and harm.starts <= confirmed + within and harm.ends >= begins
                 for harm in touched
             )
-            if due < min(wait.ends, last) and not forgotten:
+            if latest < min(wait.ends, last) and not forgotten:
                 what = f"it waited when the event came, and was not woken {within:g} s later"
                 found.append(Violation("pulses", what, (wait.event, event)))
                 break
@@ -206,17 +208,17 @@ def pulses(
     return found
 
 
-def _due(confirmed: float, touched: Iterable[Span], within: float) -> float:
+def due(confirmed: float, touched: Iterable[Span], within: float) -> float:
     """When a wait has heard of that at the latest.
 
     A harm keeps it from that while it lasts; one that is over at once costs no more than a
     heartbeat, as a lost message does.
     """
-    due = confirmed + within
+    latest = confirmed + within
     for harm in touched:
-        if harm.starts <= due and harm.ends > confirmed and harm.ends - harm.starts > AT_ONCE:
-            due = max(due, harm.ends + within)
-    return due
+        if harm.starts <= latest and harm.ends > confirmed and harm.ends - harm.starts > AT_ONCE:
+            latest = max(latest, harm.ends + within)
+    return latest
 
 
 def _set_spans(events: Sequence[Event]) -> Iterator[tuple[float, float, float, str, Event]]:
@@ -324,5 +326,5 @@ def _counted(
     """
     killed = wait.end is not None and wait.end["what"] in ("killed", "ended")
     gone = wait.ends + (lease if killed else 0.0) + within
-    heard = _due(passed, [harm for harm in bad if touches(harm, wait)], within)
+    heard = due(passed, [harm for harm in bad if touches(harm, wait)], within)
     return wait.starts < passed <= gone and min(wait.ends, last) <= heard

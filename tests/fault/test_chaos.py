@@ -1,6 +1,7 @@
 """A selection of the scenarios of `make chaos`, each from one seed: they break no promise."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def play(path: Path, *args: str) -> tuple[int, dict[str, Any], str]:
         ("client-kill", "bus", 1),
         ("restart-empty", "bus", 3.1),
         ("stop-holder", "limiter", 1.2),
+        ("kill-holder", "leader", 1.6),
     ],
 )
 def test_no_promise_is_broken_under(
@@ -64,6 +66,40 @@ def test_no_promise_is_broken_under(
     assert found["recovery"] is not None
     if found["goal"] is not None:
         assert found["recovery"] < found["goal"] + SLACK, printed
+
+
+def test_a_fault_that_says_nothing_of_a_primitive_is_a_dash_in_the_tables(tmp_path: Path) -> None:
+    code, found, printed = play(tmp_path, "--faults", "kill-head", "--primitives", "bus")
+    assert code == 0, printed
+    assert not found["applies"]
+    assert re.search(r"^kill-head +bus( +-)+$", printed, re.MULTILINE)
+
+
+def test_a_table_for_a_page_shows_operations_and_recovery_and_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    wrong = {"promise": "holders", "what": "two hold it", "events": [{"what": "held"}]}
+    common: dict[str, Any] = {"seed": "1/x", "violations": [], "leftovers": []}
+    well = {**common, "operations": 1234, "harms": 2, "recovery": 1.006}
+    scenarios = [
+        {"fault": "cut", "work": "lock", **well},
+        {"fault": "cut", "work": "bus", **well, "recovery": None, "violations": [wrong]},
+        {"fault": "kill-head", "work": "lock", **well, "harms": 0, "leftovers": ["a key"]},
+        {"fault": "kill-head", "work": "bus", **common, "applies": False},
+    ]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"settings": {"seed": "1"}, "scenarios": scenarios}))
+    command = [sys.executable, "-m", "chaos", "--read", str(path), "--markdown"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == [
+        "seed 1",
+        "",
+        "|  | lock | bus |",
+        "| --- | ---: | ---: |",
+        "| `cut` | 1,234 · 1.01 s | **1 violated** · 1,234 · - |",
+        "| `kill-head` | **no harm** · **1 left** · 1,234 · 1.01 s | - |",
+    ]
 
 
 def test_faults_and_primitives_are_listed_and_unknown_ones_refused() -> None:

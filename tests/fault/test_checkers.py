@@ -23,6 +23,7 @@ from dsync.testing import (
     losses,
     overlaps,
     pulses,
+    sightings,
     stale_writes,
     stranded,
     wake_ups,
@@ -80,6 +81,16 @@ EXAMPLES: dict[str, tuple[Check, str, str]] = {
         "1 1 held\n 2 9 killed whom=4\n 3 2 held",
     ),
     "fences stay": (fences, HELD, HELD.replace("fence=11", "fence=10")),
+    "fences cross where the server has forgotten, and nowhere else": (
+        lambda events: fences(events, allowed=1.0),
+        "1 9 harm\n 1 9 over\n 1.5 1 held fence=7\n 1.6 2 held fence=6",
+        "1 9 harm\n 1 9 over\n 2.1 1 held fence=7\n 2.2 2 held fence=6",
+    ),
+    "writes cross where the server has forgotten, and the store refuses what is older": (
+        lambda events: stale_writes(events, allowed=1.0),
+        "1 9 harm\n 1 9 over\n 1.5 1 held fence=7\n 1.6 2 held fence=6\n 1.7 1 step fence=7",
+        "1 9 harm\n 1 9 over\n 2.1 1 held fence=7\n 2.2 2 held fence=6\n 2.3 1 step fence=7",
+    ),
     "a stale write passes": (
         stale_writes,
         "1 1 held fence=5\n 2 2 held fence=6\n 3 1 step fence=5\n 4 2 step fence=6",
@@ -260,6 +271,46 @@ EXAMPLES: dict[str, tuple[Check, str, str]] = {
         "1 1 admitted amount=2\n 1.1 9 harm\n 1.2 9 over\n 1.3 2 admitted amount=2",
         "1 1 admitted amount=2\n 1.1 9 harm\n 1.2 9 over\n 1.3 2 admitted amount=2\n1.4 3 admitted",
     ),
+    "an observer sees nobody, though somebody leads": (
+        sightings,
+        "1 2 saw fence=null\n 2 1 held fence=7\n 4.4 2 saw fence=7 leader=1\n 9 1 leaving",
+        "1 2 saw fence=null\n 2 1 held fence=7\n 4.6 2 saw fence=7 leader=1\n 9 1 leaving",
+    ),
+    "an observer sees one who has resigned": (
+        sightings,
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 3 1 leaving\n 5.4 2 saw fence=null",
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 3 1 leaving\n 5.6 2 left",
+    ),
+    "an observer sees a dead leader for longer than its lease": (
+        lambda events: sightings(events, lease=1.0),
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 3 9 killed whom=1\n 6.4 2 saw fence=null",
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 3 9 killed whom=1\n 6.6 2 saw fence=null",
+    ),
+    "an observer that was not cut off sees nothing new": (
+        sightings,
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 2 9 harm\n 3 1 leaving\n 6 9 over\n"
+        "8.4 2 left",
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 2 9 stopped whom=1\n 3 1 leaving\n"
+        "6 9 continued whom=1\n 8.4 2 left",
+    ),
+    "an observer sees another than the one who leads": (
+        sightings,
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=1\n 3 2 left",
+        "1 1 held fence=7\n 1 2 saw fence=7 leader=3\n 3 2 left",
+    ),
+    "an observer sees one who never led, and was neither killed nor stopped": (
+        lambda events: sightings(events, lease=1.0),
+        "1 2 saw fence=7 leader=1\n 1.1 9 killed whom=1\n 2 2 left",
+        "1 2 saw fence=7 leader=1\n 1.1 9 killed whom=3\n 2 2 left",
+    ),
+    "an observer sees an earlier leader again, and the server has not gone back in time": (
+        lambda events: sightings(events, lease=2.0, forgets=True),
+        "1 1 held fence=7\n 1 3 saw fence=7 leader=1\n 1.5 1 leaving\n 1.5 2 held fence=8\n"
+        "1.5 3 saw fence=8 leader=2\n 2 9 harm\n 2.1 9 over\n 2.2 3 saw fence=7 leader=1\n"
+        "3 3 saw fence=null",
+        "1 1 held fence=7\n 1 3 saw fence=7 leader=1\n 1.5 1 leaving\n 1.5 2 held fence=8\n"
+        "1.5 3 saw fence=8 leader=2\n 2.2 3 saw fence=7 leader=1\n 3 3 saw fence=null",
+    ),
     "too much in a window": (
         lambda events: admissions(events, rate=2, per=1, burst=2),
         "1 1 admitted\n 1 2 admitted\n 1.5 1 admitted\n 2 1 admitted",
@@ -296,6 +347,7 @@ def test_a_checker_accepts_what_is_right_and_rejects_what_is_not(name: str) -> N
         ("early_barrier", "barrier", "generations"),
         ("leaky_bus", "bus", "accounting"),
         ("private_limiter", "limiter", "rate"),
+        ("backward_observer", "leader", "sightings"),
     ],
 )
 def test_what_is_broken_is_caught(

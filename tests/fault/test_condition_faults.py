@@ -628,6 +628,23 @@ async def test_sleepers_on_a_server_that_came_back_empty_end_and_the_condition_w
     await asyncio.gather(*tasks)
 
 
+async def test_all_sleepers_of_a_process_end_within_a_heartbeat_when_the_server_has_forgotten_them(
+    own_server: OwnServer,
+) -> None:
+    """FLUSHALL breaks no connection: the first of them that asks finds out for all."""
+    condition = own_server.client().condition("x")
+
+    async def sleep() -> None:
+        async with condition:
+            await condition.wait()
+
+    tasks = [asyncio.create_task(sleep()) for _ in range(5)]
+    await Store(own_server).until(sleepers=5)
+    await own_server.admin.flushall()
+    async with asyncio.timeout(2 + 1):
+        await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_storm_of_cancellations_over_flaky_connections_leaves_a_working_condition(
     store: Store, real: World, proxy: Proxy, through: Through, seed: int

@@ -325,8 +325,9 @@ class Server:
 class Watch:
     """What has to hold whatever the steps; looks at the twin before and after each."""
 
-    def __init__(self, permits: Permits) -> None:
+    def __init__(self, permits: Permits, listening: set[str]) -> None:
         self.permits = permits
+        self.listening = listening  # the processes that a message reaches
         self.fence = 0
         self.now = 0
         self.seen: Counter[str] = Counter()  # what has happened, and how often
@@ -343,6 +344,14 @@ class Watch:
 
     def hears(self, token: str, alive: dict[str, int]) -> bool:
         return self.now - alive.get(process_of(token), 0) < SILENCE
+
+    def absent(self, token: str) -> bool:
+        """Whether it may be overtaken: its process does not listen, and was quiet or let a lease
+        run out."""
+        process = process_of(token)
+        ended = {process_of(one) for one, end in self.holders.items() if end <= self.now}
+        quiet = self.now - self.alive.get(process, 0) >= SILENCE // 4
+        return process not in self.listening and (quiet or process in ended)
 
     def remember(self, us: int) -> None:
         permits = self.permits
@@ -362,7 +371,7 @@ class Watch:
         assert arrivals == sorted(set(arrivals)), "the queue is out of order"
         moved = self.check_sleepers(transition, args)
         if transition == "permit_wake":
-            self.seen["heir"] += reply[5]
+            self.seen["heir"] += reply[5] == 1
             self.check_heir(str(args["token"]), str(args["heir"]), reply)
         if transition == "permit_renew" and reply[0] == 1:
             self.owed.discard(str(args["token"]))
@@ -371,13 +380,15 @@ class Watch:
         reply = in_full(reply)
         asks = transition in ("permit_acquire", "permit_wake") and reply[0] == 1
         asker = str(args["heir"] if asks and reply[5:] == [1] else args.get("token", ""))
+        ahead = {token for token in permits.waiters if not self.absent(token)}
+        self.seen["overtaken"] += bool(won) and len(permits.waiters) > len(ahead)
         if asks and asker in won:
-            assert asker in self.queue or not set(waited) & set(permits.waiters), "it barged in"
+            assert asker in self.queue or not set(waited) & ahead, "it barged in"
         order = waited + moved
         assert won <= {*self.queue, *moved, asker}, "somebody won who neither waited nor asked"
         if won & set(order):
             last = max(order.index(token) for token in won & set(order))
-            assert not set(order[:last]) & set(permits.waiters), "served out of order"
+            assert not set(order[:last]) & ahead, "served out of order"
         if permits.since and won:
             fences = [int(message[2]) for _, message in sent if message[0] == b"g"]
             if asks and asker in won:
@@ -391,9 +402,10 @@ class Watch:
         notified = token in self.queue or token in self.holders
         slept = token in self.sleepers.get(condition_of(token), [])
         assert (reply[0] == 2) == (slept and not heir), "asleep or not"
-        assert reply[5] == int(heir != "" and not notified), "an heir of one that was notified"
+        forgotten = 0 if notified or reply[0] == 2 else 2
+        assert reply[5] == (int(not notified) if heir else forgotten), "what became of it"
         there = set(self.permits.holders) | set(self.permits.waiters)
-        if not reply[5]:
+        if reply[5] != 1:
             assert heir not in there - set(self.queue) - set(self.holders), "an heir all the same"
 
     def check_sleepers(self, transition: str, args: Args) -> list[str]:
@@ -508,7 +520,7 @@ def compare(steps: list[Step], scripts: dict[str, Script] = SCRIPTS) -> Watch:
 def compare_steps(steps: list[Step], clock: Clock, server: Server) -> Watch:
     listening: set[str] = set()
     twin = Twin(listening)
-    watch = Watch(twin.permits)
+    watch = Watch(twin.permits, twin.listening)
     for number, (what, args) in enumerate(steps):
         if what == "clock":
             clock.move(int(args["us"]))
@@ -641,7 +653,11 @@ MISTAKES = {
     "nobody looks at tombstones": ("left, token)) or 0) > now", "left, token)) or 0) > us"),
     "a tombstone ends late": ("left, token)) or 0) > now", "left, token)) or 0) >= now"),
     "the silent are served": ("silent >= silence", "silent > silence"),
-    "the silent are not skipped": ("silent > silence / 2", "silent >= silence"),
+    "the quiet are not overtaken": ("silent >= quiet and", "silent >= silence and"),
+    "the quiet are overtaken late": ("silent >= quiet and", "silent > quiet and"),
+    "the quiet lose their places": ("silent <= silence / 2 or", ""),
+    "the silent keep their places": ("silent <= silence / 2 or", "silent <= silence or"),
+    "those who let a lease run out are heard": ("silence_of(token) < quiet", "false"),
     "the dead are remembered": ("'-inf', now - silence", "'-inf', '(' .. (now - silence)"),
     "a beat is not noted": ("redis.call('ZADD', alive, now, process_of(token))", "0"),
     "newcomers barge in": (" or ahead > 0", ""),

@@ -20,6 +20,10 @@ local function sleepers_of(condition)
   return string.sub(state, 1, -6) .. 'sleepers:' .. condition
 end
 
+-- Who cannot listen asks once a second.  Who has been silent for longer, and does not listen, is
+-- dead or has lost its connection: there is no use in giving it anything.
+local quiet = math.floor(silence / 4)
+
 -- How long its process has not been heard of, ms.
 local heard = {}
 local function silence_of(token)
@@ -69,8 +73,13 @@ local function bury(token)
   if condition then notify(condition, 1) end
 end
 
+-- A process that lets its lease run out counts as quiet, whatever it has asked for before.
 local function drop_expired()
   for _, token in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now, 'LIMIT', 0, 100)) do
+    if silence_of(token) < quiet then
+      heard[process_of(token)] = now - quiet
+      redis.call('ZADD', alive, now - quiet, process_of(token))
+    end
     bury(token)
   end
 end
@@ -86,27 +95,41 @@ local function give(token, lease)
   end
 end
 
+-- Whether no message reaches it: it is told what changes nothing.
+local function absent(token)
+  local news = 'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
+  return redis.pcall('PUBLISH', inbox .. process_of(token), news) == 0
+end
+
 -- Serves the queue in order while permits are free; `asker`, if it gets its turn, gets a full
--- `lease` and no message.  A waiter silent for too long is dropped.  One that is not listening at
--- the moment is dropped only if it is also late with its heartbeat.  -> true: the asker was served
+-- `lease` and no message.  A waiter silent for too long is dropped.  One that is quiet and absent
+-- keeps its place and is overtaken; it is dropped if it is also late with its heartbeat.
+-- -> true: the asker was served
 local function hand_over(asker, lease)
   if taken >= limit then drop_expired() end
+  local overtaken = 0
   for _ = 1, 1000 do
-    local head = taken < limit and redis.call('ZRANGE', waiters, 0, 0)[1]
+    local head = taken < limit and redis.call('ZRANGE', waiters, overtaken, overtaken)[1]
     if not head then return false end
-    redis.call('ZREM', waiters, head)
     local silent = head == asker and 0 or silence_of(head)
     if silent >= silence then
+      redis.call('ZREM', waiters, head)
       bury(head)
+    elseif silent >= quiet and absent(head) then
+      -- A sleeper is not dropped so early: exactly as many wake as were notified.
+      if silent <= silence / 2 or condition_of(head) then
+        overtaken = overtaken + 1
+      else
+        redis.call('ZREM', waiters, head)
+      end
     else
+      redis.call('ZREM', waiters, head)
       local claim = head == asker and lease or tonumber(string.match(head, '/(%d+)'))
       give(head, claim)
       if head == asker then return true end
-      local listening = redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
+      redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
         .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
         .. redis.call('ZCARD', waiters) .. ' ' .. limit)
-      -- A sleeper is not passed over so early: exactly as many wake as were notified.
-      if listening == 0 and silent > silence / 2 and not condition_of(head) then drop(head) end
     end
   end
   return false

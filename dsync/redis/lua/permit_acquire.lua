@@ -8,7 +8,7 @@
 --                                                ends, -1 where there is none
 --            {-1, 0, 0, 0, limit}                refused: the token has left before it came
 -- Invariant  live holders <= limit, unless the limit shrank; a token holds or waits, never both;
---            nobody gets a permit while somebody who came earlier waits.
+--            nobody gets a permit while somebody who came earlier waits and is there.
 
 local state    = KEYS[1]             -- hash    schema, clock, fence, limit, since (of locks), ...
 local holders  = KEYS[2]             -- zset    token -> end of lease, ms

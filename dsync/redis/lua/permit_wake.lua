@@ -2,8 +2,8 @@
 -- on, unless it has been notified before.  Safe to repeat.
 --
 -- Returns    {2, 0, ms, waiting, limit, 0}   it sleeps; ms: until the holder's lease ends, -1 none
---            or what permit_acquire does, of the sleeper (it has been notified, or is forgotten and
---            takes itself for notified) and 0, or of the heir and 1
+--            or what permit_acquire does, of the sleeper and 0 (it has been notified) or 2 (it was
+--            forgotten, and takes itself for notified), or of the heir and 1
 -- Invariant  a sleeper sleeps, waits, holds, or has an heir that does, never two of these.
 
 local state     = KEYS[1]            -- hash, as in permit_acquire
@@ -35,9 +35,9 @@ if heir == '' and redis.call('ZSCORE', sleepers, token) then
   local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
   return {2, 0, ms, redis.call('ZCARD', waiters), limit, 0}
 end
-local woken = 0
-if heir ~= '' and not redis.call('ZSCORE', waiters, token)
-  and not redis.call('ZSCORE', holders, token) then
+local notified = redis.call('ZSCORE', waiters, token) or redis.call('ZSCORE', holders, token)
+local woken = notified and 0 or 2
+if heir ~= '' and not notified then
   woken = 1
   if redis.call('ZREM', sleepers, token) == 0 then
     -- It has not come yet, or is forgotten.
