@@ -43,7 +43,7 @@ format: .venv/.installed-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.installed-dev ## measure against the floors and redis-py; prints a table
+bench: .venv/.installed-dev ## measure against floors, redis-py and peers; ARGS="--quick" takes a minute
 	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: .venv/.installed-dev ## real processes under real faults; ARGS="--faults cut" picks some
