@@ -1,6 +1,7 @@
 """`world`: one store of each kind under the same tests; a test must leave nothing behind in it."""
 
 import asyncio
+import importlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,12 +17,55 @@ from dsync.local.permits import Permits
 from dsync.local.store import MemoryStore
 from dsync.names import tag
 from dsync.server import Server
+from tests.cluster.rig import Admin, Cluster
 
-STORES = ("memory", "fakeredis", "server")
+STORES = ("memory", "fakeredis", "server", "cluster")
+# "all": the whole contract on a cluster as well, in minutes; else these, in seconds.
+CLUSTER = os.environ.get("DSYNC_TEST_CLUSTER", "some")
+ON_A_CLUSTER = ("test_lock.py", "test_semaphore.py", "test_event.py")
+# The server that the tests start, such as /usr/bin/redis-server; None: the embedded Valkey.
+BINARY = os.environ.get("DSYNC_TEST_SERVER")
+# "2": it speaks RESP2 and nothing else, as some proxies do.
+PROTOCOL = os.environ.get("DSYNC_TEST_PROTOCOL", "3")
+LOOP = os.environ.get("DSYNC_TEST_LOOP", "asyncio")  # or uvloop
+ONE_CONNECTION = pytest.mark.skipif(
+    PROTOCOL == "2", reason="it looks into the one connection, and RESP2 takes two"
+)
 # What the guarantees say that a user needs.
 RIGHTS = ("+@read", "+@write", "+@scripting", "+@pubsub", "+time", "+ping", "+client|setname")
+CLUSTER_RIGHTS = ("+cluster|slots", "+asking")
 # The parts of a record that are empty when nobody holds or waits.
 LIVELY = ("holders", "waiters", "sleepers", "arrivals", "draining")
+
+
+if LOOP != "asyncio":
+
+    def pytest_asyncio_loop_factories(
+        config: pytest.Config, item: pytest.Item
+    ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+        """Run every test in a loop of $DSYNC_TEST_LOOP's."""
+        return {LOOP: importlib.import_module(LOOP).new_event_loop}
+
+
+def start_server(port: int = 0) -> Server:
+    """A server of the kind that is tested, for one's own."""
+    without = ("--rename-command", "HELLO", "") if PROTOCOL == "2" else ()
+    return Server.start(port=port, binary=BINARY, extra_args=without)
+
+
+def url_of(server: Server) -> str:
+    """Where clients find it, and how they speak to it."""
+    return server.url + ("?protocol=2" if PROTOCOL == "2" else "")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what need not run on a cluster each time."""
+    for item in list(items):
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        chosen = CLUSTER == "all" or item.path.name in ON_A_CLUSTER
+        if params.get("world") == "cluster" and not chosen:
+            items.remove(item)
+            config.hook.pytest_deselected(items=[item])
 
 
 class World:
@@ -43,7 +87,7 @@ class World:
     @property
     def real(self) -> bool:
         """Whether this is a server with sockets: timing and cancellation are proved here only."""
-        return self.kind == "server"
+        return self.kind in ("server", "cluster")
 
     def client(self, **kwargs: Any) -> dsync.Client:
         """Another process."""
@@ -58,8 +102,9 @@ class World:
         return client
 
     async def open(self) -> None:
-        if self.kind == "server":
-            self.admin = redis.asyncio.Redis.from_url(self._direct)
+        if self.real:
+            clustered = self.kind == "cluster"
+            self.admin = (Admin if clustered else redis.asyncio.Redis.from_url)(self._direct)
             if self.restricted:
                 self.url = await self._restricted_user()
         elif self.kind == "fakeredis":
@@ -68,9 +113,11 @@ class World:
     async def _restricted_user(self) -> str:
         """-> the URL of a user of this test"""
         password = uuid.uuid4().hex
+        one = self.kind == "server"
         await self.admin.execute_command(
             "ACL", "SETUSER", self.namespace, "reset", "on", f">{password}", *RIGHTS,
-            f"~{{{self.namespace}*", f"&{self.namespace}*",
+            *(() if one else CLUSTER_RIGHTS),
+            f"~{{{self.namespace}*", f"&{'' if one else '{'}{self.namespace}*",
         )  # fmt: skip
         return self.url_of(self.namespace, password)
 
@@ -126,25 +173,32 @@ class World:
                                     assert not getattr(state, part, None), f"{part} of {key}"
         finally:
             if self.url != self._direct:
-                await self.admin.acl_deluser(self.namespace)
+                await self.admin.execute_command("ACL", "DELUSER", self.namespace)
             if self.admin is not None:
                 await self.admin.aclose()
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """An embedded server for the whole session, or the one at $DSYNC_TEST_URL."""
-    with Server.start(port=0) as started:
+    """A server for the whole session."""
+    with start_server() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def server_url(request: pytest.FixtureRequest) -> str:
+    """Where it is, or what $DSYNC_TEST_URL names."""
     url = os.environ.get("DSYNC_TEST_URL")
     if url:
         return url
-    started: Server = request.getfixturevalue("server")
-    return started.url
+    return url_of(request.getfixturevalue("server"))
+
+
+@pytest.fixture(scope="session")
+def cluster_url() -> Iterator[str]:
+    """A cluster of three servers for the whole session."""
+    with Cluster(3, node_timeout=15_000) as started:
+        yield started.url
 
 
 @pytest.fixture(params=STORES)
@@ -152,7 +206,9 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """The same test against every store."""
     before = asyncio.all_tasks()
     kind: str = request.param
-    url = request.getfixturevalue("server_url") if kind == "server" else f"memory://{uuid.uuid4()}"
+    url = f"memory://{uuid.uuid4()}"
+    if kind in ("server", "cluster"):
+        url = request.getfixturevalue(f"{kind}_url")
     made = World(kind, url)
     await made.open()
     yield made

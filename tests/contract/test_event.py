@@ -11,7 +11,7 @@ import pytest
 
 import dsync
 from dsync import flag
-from tests.conftest import World, settled
+from tests.conftest import ONE_CONNECTION, World, settled
 
 RGX_REPR = re.compile(
     r"^<(?P<class>.*?) object at (?P<address>.*?)\[(?P<extras>(set|unset)(, waiters:\d+)?)\]>\Z"
@@ -105,7 +105,7 @@ async def test_a_pulse_before_the_wait_does_not_wake_it(world: World) -> None:
     one, two = world.client().event("x"), world.client().event("x")
     for _ in range(3):
         one.set()
-        one.clear()
+        await one.clear()
         for event in (one, two):
             with pytest.raises(dsync.WaitTimeout):
                 await event.wait(timeout=0.02)
@@ -212,6 +212,7 @@ async def test_a_set_whose_message_is_lost_wakes_at_the_next_beat(
     assert two.is_set()
 
 
+@ONE_CONNECTION
 async def test_a_pulse_while_the_connection_is_down_wakes_after_the_reconnect(real: World) -> None:
     client = real.client()
     one, two = real.client().event("x"), client.event("x")
@@ -237,6 +238,7 @@ async def test_a_pulse_while_the_connection_is_down_wakes_after_the_reconnect(re
     assert await asyncio.wait_for(asyncio.gather(*tasks), 2) == [True, True]
 
 
+@ONE_CONNECTION
 async def test_a_wait_that_begins_while_the_connection_is_down_is_woken(real: World) -> None:
     client = real.client()
     one, two = real.client().event("x"), client.event("x")
@@ -564,6 +566,7 @@ async def test_is_set_asks_about_what_was_before_it_listened(world: World) -> No
     await settled(lambda: bool(two.is_set()), "it has asked")
 
 
+@ONE_CONNECTION
 async def test_a_plain_is_set_costs_no_command_once_it_listens(real: World) -> None:
     event = real.client().event("x")
     await event.set()

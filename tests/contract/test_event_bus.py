@@ -20,7 +20,7 @@ import redis.exceptions
 import dsync
 import dsync.local
 from dsync import Gap, Message, hub
-from tests.conftest import World, settled
+from tests.conftest import LOOP, ONE_CONNECTION, World, settled
 
 Item = Message | Gap
 ODD = (" ", "a b", "a\nb\r\n", "grün 😀", "%20", "a%", "*", "{x}", "\0", "x" * 300, "a:b/c", "é́")
@@ -117,6 +117,7 @@ async def test_what_a_callback_returns_is_awaited_if_it_can_be(world: World) -> 
     await settled(lambda: done == [1, 1, 1])
 
 
+@pytest.mark.skipif(LOOP == "uvloop", reason="it gives asyncio's eager factory too many arguments")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there every task begins later")
 async def test_callbacks_go_on_where_tasks_begin_eagerly(world: World) -> None:
     loop = asyncio.get_running_loop()
@@ -509,6 +510,7 @@ async def subscribed(world: World, *buses: dsync.EventBus) -> list[int]:
     return [count for _, count in await world.admin.pubsub_numsub(*channels)]
 
 
+@ONE_CONNECTION
 async def test_one_connection_and_one_subscription_however_many_subscribers(real: World) -> None:
     client = real.client()
     buses = [client.event_bus(f"b{i}") for i in range(10)]
@@ -528,6 +530,7 @@ async def test_one_connection_and_one_subscription_however_many_subscribers(real
     assert await connections(real, client) == 1
 
 
+@ONE_CONNECTION
 async def test_a_subscription_costs_nothing_but_a_look_in_a_while(real: World) -> None:
     client = real.client()
     bus = client.event_bus()
@@ -542,6 +545,7 @@ async def test_a_subscription_costs_nothing_but_a_look_in_a_while(real: World) -
     assert bus._hub._beat._timer is None
 
 
+@ONE_CONNECTION
 async def test_buses_that_are_quiet_share_one_look(real: World) -> None:
     """What it is for is to see whether the connection is alive."""
     client = real.client()
@@ -754,6 +758,7 @@ async def test_a_user_without_rights_on_the_channel_is_told(real: World) -> None
         await real.admin.acl_deluser(name)
 
 
+@ONE_CONNECTION
 @pytest.mark.parametrize("refused", ["another", "its own"])
 async def test_of_channels_that_are_refused_after_a_reconnect_only_those_are_lost(
     real: World, refused: str
@@ -1184,6 +1189,7 @@ class Gate:
         link._dial = wait_and_dial
 
 
+@ONE_CONNECTION
 async def test_what_is_lost_while_the_connection_is_down_is_counted(real: World) -> None:
     one, client = real.client().event_bus(), real.client()
     two, other = client.event_bus(), client.event_bus("other")
@@ -1205,6 +1211,7 @@ async def test_what_is_lost_while_the_connection_is_down_is_counted(real: World)
         assert data(await take(quiet, 1)) == [1]
 
 
+@ONE_CONNECTION
 async def test_who_comes_while_the_connection_is_down_is_live_when_it_is_back(
     real: World,
 ) -> None:

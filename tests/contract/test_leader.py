@@ -14,7 +14,7 @@ import pytest
 
 import dsync
 from dsync.leader import Election, Leader
-from tests.conftest import World, settled
+from tests.conftest import ONE_CONNECTION, World, settled
 from tests.contract.test_cancellation import at_every_step
 
 RGX_REPR = re.compile(
@@ -345,6 +345,7 @@ async def test_observers_see_the_end_of_a_lease_that_nobody_renewed(
         await settled(lambda: observer.seen[-1] is None)
 
 
+@ONE_CONNECTION
 @pytest.mark.parametrize("how", ["break", "aclose", "cancel", "exception"])
 async def test_an_observer_that_stops_leaves_nothing(world: World, how: str) -> None:
     client = world.client()

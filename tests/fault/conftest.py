@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import dsync
-from dsync.server import Server
 from dsync.testing import Proxy
-from tests.conftest import World, left_running, settled
+from tests.conftest import World, left_running, settled, start_server, url_of
 from tests.fault.workers import Workers
 
 
@@ -57,8 +56,8 @@ class OwnServer(World):
     restricted = False  # a server that comes back empty has forgotten its users
 
     def __init__(self) -> None:
-        self.server = Server.start(port=0)
-        super().__init__("server", self.server.url)
+        self.server = start_server()
+        super().__init__("server", url_of(self.server))
 
     def kill(self) -> None:
         os.kill(self.server.pid, signal.SIGKILL)
@@ -68,7 +67,7 @@ class OwnServer(World):
         """It comes back at the same address, empty."""
         self.server.stop()
         port = int(self.url.rpartition(":")[2].partition("/")[0])
-        self.server = Server.start(port=port)
+        self.server = start_server(port)
 
 
 @pytest.fixture
