@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from random import uniform
 from secrets import token_hex
 from types import TracebackType
@@ -19,7 +20,7 @@ from dsync.beat import BEAT
 from dsync.cohort import Cohort
 from dsync.condition import Condition
 from dsync.declaration import Declarations
-from dsync.errors import ClientClosed
+from dsync.errors import ClientClosed, StoreUnavailable
 from dsync.event import Event
 from dsync.event_bus import EventBus
 from dsync.flag import Flag
@@ -34,6 +35,7 @@ from dsync.quota import Quota
 from dsync.rate_limiter import RateLimiter, checked_rate
 from dsync.semaphore import BoundedSemaphore, Semaphore
 from dsync.store import Home, Listener, Store
+from dsync.witnessed import Witnessed
 
 __all__ = ["Client", "connect"]
 
@@ -65,13 +67,16 @@ class Client(Jobs):
     Making one does no I/O and needs no event loop.  It binds to the loop that uses it first.
 
     Args:
-        url: `memory://`, `embedded://`, `redis://host:6379/0`, `rediss://`, `unix://`; without one
-            `$DSYNC_URL`, else `redis://localhost:6379`.
+        url: `memory://`, `embedded://`, `redis://host:6379/0`, `rediss://`, `unix://`,
+            `redis+sentinel://host1,host2/service`; without one `$DSYNC_URL`, else
+            `redis://localhost:6379`.
         redis: a `redis.asyncio.Redis` of your own instead of a URL.  dsync makes its connection
             with the settings of its pool; the client itself stays yours to close.
         namespace: what keys begin with; clients see each other's primitives in the same one.
         label: who this process is, in `info()` and in errors; by default the program's name.
         outage_timeout: seconds for which Redis may be out of reach before StoreUnavailable.
+        replicas: what is granted or renewed counts when so many replicas have it, else it is given
+            back, as StoreUnavailable: for locks and semaphores, and what is made of them.
         on_error: called with what failed and nobody awaited; by default the event loop's
             exception handler is.
         on_lost: called with each Lease that is lost.
@@ -88,6 +93,7 @@ class Client(Jobs):
         namespace: str = "dsync",
         label: str | None = None,
         outage_timeout: float = 10.0,
+        replicas: int = 0,
         on_error: ErrorHook | None = None,
         on_lost: LostHook | None = None,
     ) -> None:
@@ -100,6 +106,13 @@ class Client(Jobs):
         self._on_lost = on_lost
         client_id = identify(self.label, os.getpid(), token_hex(6))
         self.store: Store = self._open(url, redis, client_id)
+        self.replicas = checked_count("replicas", replicas)
+        self._new_cohort: Callable[..., Cohort] = Cohort
+        if replicas:
+            from dsync.redis.replicas import witness_for
+
+            witness = witness_for(self.store, replicas, self.outage_timeout)
+            self._new_cohort = partial(Witnessed, witness)
         self.client_id = client_id
         self.keeper = Keeper()
         # A cohort lives while somebody has an object of its name, waits or holds.
@@ -118,6 +131,7 @@ class Client(Jobs):
         self.phase = uniform(0, BEAT)
         self._probed = 0.0  # when somebody last saw to the connection, time.monotonic()
         self._warned: set[str] = set()
+        self._checked = False  # how the server is set up
         self._counter = 0
         self.declarations = Declarations()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -311,7 +325,8 @@ class Client(Jobs):
         checked_count("value", value)
         cohort = self._cohorts.get((kind, name))
         if cohort is None:
-            cohort = self._cohorts[kind, name] = Cohort(self, kind, name, value, fences)
+            cohort = self._new_cohort(self, kind, name, value, fences)
+            self._cohorts[kind, name] = cohort
         else:
             cohort.declare(value)
         return cohort
@@ -352,13 +367,25 @@ class Client(Jobs):
         return loop
 
     async def check(self) -> Self:
-        """Ask the server for a sign of life.
+        """Ask the server for a sign of life, the first time also how it is set up.
+
+        What about that breaks a promise is logged, with what to change.
 
         Raises:
-            StoreUnavailable: there was none; the message says why.
+            StoreUnavailable: there was none, or dsync does not work there; the message says why.
         """
         self.enter()
-        await self.store.check()
+        if self._checked or not self.store.distant:
+            await self.store.check()
+            return self
+        from dsync.redis.checkup import checkup
+
+        for finding in await checkup(self):
+            if finding.severity == "error":
+                raise StoreUnavailable(str(finding))
+            if finding.severity == "warning":
+                self.disagreement(f"{finding.what}:", f"{finding.why}; {finding.remedy}")
+        self._checked = True
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -552,6 +579,7 @@ def connect(
     namespace: str = "dsync",
     label: str | None = None,
     outage_timeout: float = 10.0,
+    replicas: int = 0,
     on_error: ErrorHook | None = None,
     on_lost: LostHook | None = None,
 ) -> Client:
@@ -568,6 +596,7 @@ def connect(
         namespace=namespace,
         label=label,
         outage_timeout=outage_timeout,
+        replicas=replicas,
         on_error=on_error,
         on_lost=on_lost,
     )

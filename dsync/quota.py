@@ -421,7 +421,7 @@ class Quota:
 
     def _too_late(self, amount: int, wait: float | None) -> AcquireTimeout:
         units = "a unit" if amount == 1 else f"{amount} units"
-        when = "it was not in time" if wait is None else f"that would be in {wait:.3g} s"
+        when = "it was not in time" if wait is None else f"that would be in {wait:,.2f} s"
         return AcquireTimeout(
             f"{self.what}: {units} could not be had within the timeout ({when}); nothing was taken"
         )

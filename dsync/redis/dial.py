@@ -1,8 +1,7 @@
 """From a URL or a client of redis-py's to a connection: how, where, and what is wrong with it."""
 
 import re
-import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from dsync.errors import StoreUnavailable
+from dsync.redis.tls import hint, no_tls
 
 __all__ = ["SCHEMES", "Dialler", "dialler_for", "pool_for"]
 
@@ -23,8 +23,11 @@ Dialler = Callable[[], Awaitable[Any]]
 class Pool(Protocol):
     """What is used of a redis-py pool: how to make a connection."""
 
-    connection_class: Any
-    connection_kwargs: dict[str, Any]
+    @property
+    def connection_class(self) -> Any: ...
+
+    @property
+    def connection_kwargs(self) -> Mapping[str, Any]: ...
 
 
 def pool_for(url: str) -> Any:
@@ -36,7 +39,8 @@ def pool_for(url: str) -> Any:
     if parts.scheme not in SCHEMES:
         raise ValueError(
             f"cannot connect to {redacted(url)!r}: unknown scheme {parts.scheme!r}; use memory://, "
-            "embedded://, redis://host:6379/0, rediss:// (TLS) or unix:///path/to/socket"
+            "embedded://, redis://host:6379/0, rediss:// (TLS), unix:///path/to/socket, "
+            "redis+cluster://host1,host2 or redis+sentinel://host1,host2/service"
         )
     database = parts.path.strip("/")
     if parts.scheme == "unix":
@@ -64,7 +68,7 @@ def redacted(url: str) -> str:
     # Up to the last @ anything may be one: a slash may not be escaped, the scheme forgotten.
     credentials, at, rest = url.rpartition("@")
     scheme, separator, _ = credentials.partition("://")
-    hidden = re.sub(r"(?i)(password=)[^&#]*", r"\1***", rest)
+    hidden = re.sub(r"(?i)(pass\w*=)[^&#]*", r"\1***", rest)
     return f"{scheme + separator if separator else ''}{'***' if at else ''}{at}{hidden}"
 
 
@@ -77,30 +81,39 @@ def address(pool: Pool) -> str:
     return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}{tls}"
 
 
-def dialler_for(pool: Pool, client_name: str, timeout: float) -> Dialler:
-    """Makes connected connections as the pool would, but with our protocol and our patience."""
+def dialler_for(pool: Pool, client_name: str, timeout: float, where: str | None = None) -> Dialler:
+    """Makes connected connections as the pool would, but with our protocol and our patience.
+
+    `where` they go, for messages, if the pool does not say.
+    """
     kwargs = {
         **pool.connection_kwargs,
         "protocol": 3,
         "decode_responses": False,
         "client_name": client_name[:200],
         "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
+        "socket_connect_timeout": 0.9 * timeout,  # it tells more than who gives up on the dialling
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "health_check_interval": 0,
     }
     if "path" not in kwargs:
         kwargs.setdefault("socket_keepalive", True)
+    tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection)
 
     async def dial() -> Any:
         connection = pool.connection_class(**kwargs)
         try:
             await connection.connect()
+        except StoreUnavailable:
+            raise
         except Exception as exc:
-            verdict = hopeless(exc, address(pool))
+            there = where or address(pool)
+            verdict = hopeless(exc, there) or (no_tls(exc, there, kwargs) if tls else None)
             if verdict is not None:
                 raise verdict from exc
+            if perhaps := hint(exc, tls, kwargs):
+                raise ConnectionError(f"{exc}; {perhaps}") from exc
             raise
         return connection
 
@@ -134,17 +147,4 @@ def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
         return StoreUnavailable(
             f"Redis at {where} does not speak RESP3 ({text}); it must be version 6 or newer"
         )
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return StoreUnavailable(
-                f"the certificate of Redis at {where} cannot be verified: {cause.verify_message}; "
-                "give its CA with ?ssl_ca_certs=/path/to/ca.pem"
-            )
-        if isinstance(cause, ssl.SSLError):
-            return StoreUnavailable(
-                f"no TLS with Redis at {where} ({cause.reason or cause}); "
-                "if it does not speak TLS use redis:// instead of rediss://"
-            )
-        cause = cause.__cause__ or cause.__context__
     return None

@@ -70,6 +70,7 @@ class Link:
     """
 
     watches_replies = True  # whether late replies are looked for here
+    hint = "is it running, and is the URL right?"  # what to ask oneself without a connection
 
     def __init__(
         self,
@@ -177,6 +178,10 @@ class Link:
             call.done(call)
         except Exception as exc:
             self._failed(call, exc)
+        self._note_drained()
+
+    def _note_drained(self) -> None:
+        """Something has left: tell those who wait for that, if it was the last."""
         if self._drained and not (self._backlog or self._inflight or self._delayed):
             for waiter in self._drained:
                 if not waiter.done():
@@ -251,7 +256,7 @@ class Link:
         if any(call.issued <= before for call in self._backlog):
             error = StoreUnavailable(
                 f"Redis at {self.address} could not be asked for {self.outage_timeout:g} s "
-                f"({self.trouble or 'no connection yet'}); is it running, and is the URL right?"
+                f"({self.trouble or 'no connection yet'}); {self.hint}"
             )
             error.__cause__ = self.trouble
             self._fail(lambda call: call.issued <= before, error)

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import redis.asyncio
+from redis.asyncio.sentinel import SentinelConnectionPool
+
 from dsync.redis.dial import Dialler, address, dialler_for, pool_for
+from dsync.redis.sentinel import SENTINEL_SCHEMES, address_of, dialler_of, watched, watched_by
+from dsync.redis.topology import CLUSTER_SCHEMES, Fleet, fleet_for, fleet_of
 
 __all__ = ["Route", "route_for"]
 
@@ -19,6 +24,7 @@ class Route:
     dial: Dialler | None  # None: through the `client`
     client: Any
     close: Callable[[], None]
+    fleet: Fleet | None = None  # it is a cluster
 
 
 def route_for(url: str | None, client: Any, client_name: str, timeout: float) -> Route:
@@ -33,22 +39,38 @@ def route_for(url: str | None, client: Any, client_name: str, timeout: float) ->
     assert url is not None
     if url.startswith("embedded://"):
         return _embedded(unquote(urlsplit(url).path) or None, client_name, timeout)
+    if url.partition("://")[0] in SENTINEL_SCHEMES:
+        return _watched(watched(url, timeout / 2), None, client_name, timeout)
+    if url.partition("://")[0] in CLUSTER_SCHEMES:
+        return _clustered(fleet_for(url, client_name, timeout), None)
     pool = pool_for(url)
     return Route(address(pool), dialler_for(pool, client_name, timeout), None, _nothing)
 
 
 def _route_of(client: Any, client_name: str, timeout: float) -> Route:
+    if isinstance(client, redis.asyncio.RedisCluster):
+        return _clustered(fleet_of(client, client_name, timeout), client)
     pool: Any = getattr(client, "connection_pool", None)
     connection_class = getattr(pool, "connection_class", None)
     if connection_class is None or not hasattr(connection_class, "connect"):
         raise TypeError(f"redis must be a redis.asyncio.Redis, got {type(client).__name__}")
     if not asyncio.iscoroutinefunction(connection_class.connect):
         raise TypeError("redis must be a client of redis.asyncio, this one is of the blocking kind")
+    if isinstance(pool, SentinelConnectionPool):
+        return _watched(watched_by(pool, timeout / 2), client, client_name, timeout)
     opener = getattr(connection_class, "_connect", None)
     if getattr(opener, "__module__", "").partition(".")[0] == "redis":
         return Route(address(pool), dialler_for(pool, client_name, timeout), client, _nothing)
     # Its sockets are not redis-py's (fakeredis has none): there is nothing to take over.
     return Route(address(pool), None, client, _nothing)
+
+
+def _clustered(fleet: Fleet, client: Any) -> Route:
+    return Route(str(fleet), None, client, _nothing, fleet)
+
+
+def _watched(pool: SentinelConnectionPool, client: Any, client_name: str, timeout: float) -> Route:
+    return Route(address_of(pool), dialler_of(pool, client_name, timeout), client, _nothing)
 
 
 def _embedded(directory: str | None, client_name: str, timeout: float) -> Route:

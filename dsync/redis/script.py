@@ -11,12 +11,13 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from operator import itemgetter
 
 from dsync.store import Arg
 
-__all__ = ["SCRIPTS", "TEXTS", "Script"]
+__all__ = ["SCRIPTS", "TEXTS", "Script", "sharded"]
 
 _BINDING = re.compile(r"^local +(\w+) *= *(?:tonumber\()?(KEYS|ARGV)\[(\d+)\]", re.MULTILINE)
 _INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
@@ -73,6 +74,15 @@ SCRIPTS: dict[str, Script] = {
 }
 # By digest: what to send to a server that does not know it.
 TEXTS: dict[str, str] = {script.sha: script.text for script in SCRIPTS.values()}
+
+
+@cache
+def sharded(name: str) -> Script:
+    """The script for a cluster: what it publishes stays on the node that carries it out."""
+    script = Script(name, SCRIPTS[name].text.replace("'PUBLISH'", "'SPUBLISH'"))
+    TEXTS[script.sha] = script.text
+    return script
+
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or SCRIPTS:

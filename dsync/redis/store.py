@@ -6,6 +6,7 @@ from typing import Any
 
 from dsync.errors import DsyncError, ForeignKey, SchemaMismatch, StoreUnavailable
 from dsync.names import tag
+from dsync.redis.cluster import Cluster
 from dsync.redis.link import Link, Refusal, packed, text_of, words_of
 from dsync.redis.open import route_for
 from dsync.redis.pooled import PooledLink
@@ -39,10 +40,13 @@ class RedisStore:
             self._route.address, self.channel + client_id, inbox, self._greet, self._explain,
             outage_timeout,
         )  # fmt: skip
-        self.link: Link
+        self.link: Link | Cluster
+        self.cluster: Cluster | None = None
         self.distant = True
-        self.ordered = self._route.dial is not None
-        if self._route.dial is not None:
+        self.ordered = self._route.fleet is not None or self._route.dial is not None
+        if self._route.fleet is not None:
+            self.link = self.cluster = Cluster(self._route.fleet, client_id, *common[2:])
+        elif self._route.dial is not None:
             self.link = Wire(self._route.dial, *common)
         else:
             self.link = PooledLink(self._route.client, *common)
@@ -60,13 +64,18 @@ class RedisStore:
         return self.link.progress
 
     def at(self, kind: str, name: str) -> "RedisRecord":
-        return RedisRecord(self, tag(self.namespace, kind, name))
+        key = tag(self.namespace, kind, name)
+        return RedisRecord(self, key) if self.cluster is None else self.cluster.record(self, key)
 
     def subscribe(self, channel: str) -> None:
-        self.link.subscribe(channel)
+        self.link.subscribe(self._named(channel))
 
     def unsubscribe(self, channel: str) -> None:
-        self.link.unsubscribe(channel)
+        self.link.unsubscribe(self._named(channel))
+
+    def _named(self, channel: str) -> str:
+        # In a cluster a channel is in the slot of its record, and named like that.
+        return channel if self.cluster is None else f"{{{channel}}}"
 
     def _greet(self) -> Call:
         return Call(("TIME",), self._note_birth, time.monotonic())
@@ -77,10 +86,12 @@ class RedisStore:
             self.born_asked = call.sent
             self.born = int(call.reply[0]) * 1_000_000 + int(call.reply[1])
 
-    async def ask(self, *command: Any) -> Any:
-        """The reply to one command, for what is not urgent."""
+    async def ask(self, *command: Any, at: Link | None = None) -> Any:
+        """The reply to one command, for what is not urgent; `at`: of which link, if not any."""
         future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
-        self.link.call(command, lambda call: None if future.done() else future.set_result(call))
+        (at or self.link).call(
+            command, lambda call: None if future.done() else future.set_result(call)
+        )
         call = await future
         if isinstance(call.reply, BaseException):
             raise call.reply
@@ -91,6 +102,8 @@ class RedisStore:
 
     async def check(self) -> None:
         await self.ask("PING")
+        if self.cluster is not None:
+            await asyncio.gather(*(self.ask("PING", at=n) for n in self.cluster.primaries()))
 
     async def drain(self) -> None:
         await self.link.drain()
@@ -119,10 +132,16 @@ class RedisStore:
         in_script = ("ACL failure in script", "user executing the script")
         if refusal.code == "NOPERM" or any(words in str(refusal) for words in in_script):
             prefix = self.channel.partition(":")[0].replace("*", "\\*")  # as keys begin
+            brace, more = ("", "") if self.cluster is None else ("{", " +cluster|slots +asking")
             return StoreUnavailable(
                 f"{where} does not allow this user what dsync needs ({refusal}); allow "
-                f"~{{{prefix}:* &{prefix}:* +@read +@write +@scripting +@pubsub "
-                "+time +ping +client|setname"
+                f"~{{{prefix}:* &{brace}{prefix}:* +@read +@write +@scripting +@pubsub "
+                f"+time +ping +client|setname{more}"
+            )
+        if self.cluster is None and refusal.code in ("MOVED", "ASK"):
+            return StoreUnavailable(
+                f"{where} is a node of a cluster ({refusal}): use redis+cluster:// instead of "
+                "redis://, or a redis.asyncio.RedisCluster"
             )
         tried = time.monotonic() - call.issued
         return StoreUnavailable(f"{where} refused {what} for {tried:.1f} s: {refusal}")
@@ -138,14 +157,10 @@ class RedisRecord:
         self.key = key
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
-        script = SCRIPTS[transition]
-        self.store.link.call((*self._head(script), *script.values(args)), done)
+        self.store.link.call(self._command(transition, args), done)
 
     def bind(self, transition: str, /, **args: Arg) -> Bound:
-        # The command as it goes over the wire, cut at the token.
-        script = SCRIPTS[transition]
-        words = (*self._head(script), *script.values({**args, "token": ""}))
-        before, after = packed(*words).split(b"$0\r\n\r\n", 1)
+        before, after = self._cut(transition, args)
         call = self.store.link.call
 
         def run(token: str, done: Done) -> None:
@@ -153,6 +168,16 @@ class RedisRecord:
 
         return run
 
-    def _head(self, script: Script) -> tuple[str | int, ...]:
+    def _cut(self, transition: str, args: dict[str, Arg]) -> tuple[bytes, bytes]:
+        """The command as it goes over the wire, before and after its token."""
+        words = self._command(transition, {**args, "token": ""})
+        before, after = packed(*words).split(b"$0\r\n\r\n", 1)
+        return before, after
+
+    def _script(self, transition: str) -> Script:
+        return SCRIPTS[transition]
+
+    def _command(self, transition: str, args: dict[str, Arg]) -> tuple[Arg, ...]:
+        script = self._script(transition)
         keys = [f"{self.key}:{part}" for part in script.keys]
-        return ("EVALSHA", script.sha, len(keys), *keys)
+        return ("EVALSHA", script.sha, len(keys), *keys, *script.values(args))

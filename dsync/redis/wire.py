@@ -62,6 +62,10 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._outbox.append(data)
 
+    def gather(self) -> None:
+        """What is written from now on in this tick leaves together, at its end."""
+        self._quiet = False
+
     def _flush(self) -> None:
         self._transport.write(b"".join(self._outbox))
         self._outbox.clear()

@@ -65,11 +65,16 @@ class Rivals:
         first, second = holds(self.history.events())
         return first.ends - second.starts
 
-    def check_that_the_fence_separates_them(self) -> None:
-        """A store that refuses smaller fences refuses the late write of the first, and no other."""
+    def check_fences(self) -> None:
+        """They grow with each hold, and under them no write is late."""
         events = self.history.events()
         assert fences(events) == []
         assert stale_writes(events) == []
+
+    def check_that_the_fence_separates_them(self) -> None:
+        """A store that refuses smaller fences refuses the late write of the first, and no other."""
+        self.check_fences()
+        events = self.history.events()
         unfenced = [{**event, "fence": 1} for event in events]
         assert stale_writes(unfenced) != [], "there was nothing to refuse"
 
