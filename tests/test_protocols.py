@@ -65,6 +65,7 @@ async def ours(request: pytest.FixtureRequest) -> AsyncIterator[Ours]:
 
 RESP2 = {"connection_class": OwnConnection}
 WAYS = {
+    "RESP2 by a plain client": ("resp2_only", {}),
     "RESP2": ("resp2_only", RESP2),
     "RESP2 without hiredis": ("resp2_only", {**RESP2, "parser_class": _AsyncRESP2Parser}),
     "RESP2 with decoded replies": ("resp2_only", {**RESP2, "decode_responses": True}),
@@ -77,13 +78,47 @@ WAYS = {
         {"protocol": 3, "parser_class": _AsyncRESP3Parser},
     ),
 }
+
+
+async def test_a_url_that_asks_for_resp2_gets_it_and_its_connections_are_closed(
+    resp2_only: str,
+) -> None:
+    world = World("server", resp2_only)
+    await world.open()
+    assert "protocol=2" in world.url
+    one, two = world.client(), world.client()
+    lock, other = one.lock("x"), two.lock("x")
+    async with lock:
+        waiting = asyncio.create_task(other.acquire())
+        await settled(lambda: waits(lock), "it waits")
+    async with asyncio.timeout(1):
+        await waiting
+    await other.release()
+    await world.close()
+    admin = redis.asyncio.Redis.from_url(resp2_only)
+
+    async def nobody_is_left() -> bool:
+        return len(await admin.client_list()) == 1
+
+    await settled(nobody_is_left, "the connections are closed")
+    await admin.aclose()
+
+
+async def test_a_server_without_resp3_says_how_to_reach_it(resp2_only: str) -> None:
+    client = dsync.Client(resp2_only.partition("?")[0], namespace="t-resp2")
+    with pytest.raises(dsync.StoreUnavailable, match=r"RESP3.*\?protocol=2"):
+        await client.check()
+    await client.aclose()
+
+
 EVERY_WAY = pytest.mark.parametrize("ours", WAYS.values(), ids=list(WAYS), indirect=True)
 
 
 @EVERY_WAY
 async def test_waiters_of_other_processes_are_told_and_do_not_poll(ours: Ours) -> None:
     one, two = ours.client(), ours.client()
-    link = Wire if "connection_class" not in ours.options else PooledLink
+    wire = not ours.options.keys() & {"connection_class"} and "protocol=2" not in ours.url
+    link = Wire if wire else PooledLink
     assert type(one.store.link) is link  # type: ignore[attr-defined]
     lock, other = one.lock("x"), two.lock("x")
     await lock.acquire()

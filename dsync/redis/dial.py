@@ -145,6 +145,7 @@ def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
         return StoreUnavailable(f"Redis at {where} has no such database: {text}")
     if "unknown command" in text or "NOPROTO" in text:
         return StoreUnavailable(
-            f"Redis at {where} does not speak RESP3 ({text}); it must be version 6 or newer"
+            f"Redis at {where} does not speak RESP3 ({text}); it must be version 6 or newer,"
+            " or asked for RESP2: ?protocol=2 in the URL"
         )
     return None

@@ -7,7 +7,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis.asyncio
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
 
 from dsync.redis.dial import Dialler, address, dialler_for, pool_for
 from dsync.redis.sentinel import SENTINEL_SCHEMES, address_of, dialler_of, watched, watched_by
@@ -25,6 +27,7 @@ class Route:
     client: Any
     close: Callable[[], None]
     fleet: Fleet | None = None  # it is a cluster
+    lent: bool = True  # the `client` is somebody else's: not ours to close
 
 
 def route_for(url: str | None, client: Any, client_name: str, timeout: float) -> Route:
@@ -44,6 +47,8 @@ def route_for(url: str | None, client: Any, client_name: str, timeout: float) ->
     if url.partition("://")[0] in CLUSTER_SCHEMES:
         return _clustered(fleet_for(url, client_name, timeout), None)
     pool = pool_for(url)
+    if _wants_resp2(pool):
+        return _with_resp2(pool, client_name, timeout)
     return Route(address(pool), dialler_for(pool, client_name, timeout), None, _nothing)
 
 
@@ -59,10 +64,27 @@ def _route_of(client: Any, client_name: str, timeout: float) -> Route:
     if isinstance(pool, SentinelConnectionPool):
         return _watched(watched_by(pool, timeout / 2), client, client_name, timeout)
     opener = getattr(connection_class, "_connect", None)
-    if getattr(opener, "__module__", "").partition(".")[0] == "redis":
+    if not _wants_resp2(pool) and getattr(opener, "__module__", "").partition(".")[0] == "redis":
         return Route(address(pool), dialler_for(pool, client_name, timeout), client, _nothing)
-    # Its sockets are not redis-py's (fakeredis has none): there is nothing to take over.
+    # Its sockets are not redis-py's (fakeredis has none), or speak RESP2: nothing to take over.
     return Route(address(pool), None, client, _nothing)
+
+
+def _wants_resp2(pool: Any) -> bool:
+    """Whether RESP2 was asked for, as behind a proxy that has nothing else."""
+    return str(pool.connection_kwargs.get("protocol")) == "2"
+
+
+def _with_resp2(pool: Any, client_name: str, timeout: float) -> Route:
+    """Through a client of our own: messages cannot come on the connection of the answers."""
+    pool.connection_kwargs.update(
+        client_name=client_name[:200],
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=False,
+    )
+    client = redis.asyncio.Redis.from_pool(pool)
+    return Route(address(pool), None, client, _nothing, lent=False)
 
 
 def _clustered(fleet: Fleet, client: Any) -> Route:

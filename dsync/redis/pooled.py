@@ -43,13 +43,14 @@ def _bytes(data: Any) -> bytes:
 
 
 class PooledLink(Link):
-    """A Link over a `redis.asyncio.Redis`, which stays its owner's: it is not closed."""
+    """A Link over a `redis.asyncio.Redis`, which is not closed if it was lent."""
 
     watches_replies = False
 
-    def __init__(self, client: Any, *args: Any) -> None:
+    def __init__(self, client: Any, *args: Any, lent: bool = True) -> None:
         super().__init__(*args)
         self._client = client
+        self._lent = lent
         self._pump: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._greeted = False
@@ -232,3 +233,5 @@ class PooledLink(Link):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        if not self._lent:
+            await self._client.aclose()

@@ -49,7 +49,7 @@ class RedisStore:
         elif self._route.dial is not None:
             self.link = Wire(self._route.dial, *common)
         else:
-            self.link = PooledLink(self._route.client, *common)
+            self.link = PooledLink(self._route.client, *common, lent=self._route.lent)
 
     @property
     def listening(self) -> bool:
