@@ -17,7 +17,7 @@ import redis
 import redis.asyncio
 from redis.crc import key_slot
 
-from dsync.server import Server
+from dsync.server import Server, ServerError
 
 __all__ = ["Admin", "Cluster", "Node", "eventually"]
 
@@ -36,11 +36,19 @@ class Node:
 
     def __init__(self, directory: Path, options: tuple[str, ...]) -> None:
         self.directory = directory
-        self.port, self.bus = free_port(), free_port()
         self._options = options
-        self.server = self._start()
+        self.server = self._begin()
         self.admin: Any = redis.Redis(port=self.port, socket_timeout=5.0)
         self.id: str = self.admin.execute_command("CLUSTER", "MYID").decode()
+
+    def _begin(self) -> Server:
+        """Somebody else may take a port that was free a moment ago: then on others."""
+        for _ in range(3):
+            self.port, self.bus = free_port(), free_port()
+            with suppress(ServerError):
+                return self._start()
+        self.port, self.bus = free_port(), free_port()
+        return self._start()
 
     def _start(self) -> Server:
         return Server.start(
@@ -166,6 +174,19 @@ class Cluster:
             for node in self.nodes
             if node is not primary and node.info("replication").get("master_port") == primary.port
         )
+
+    def fail_over(self, replica: Node) -> None:
+        """Have it take over, as planned: nothing is lost."""
+
+        def done() -> bool:
+            return bool(replica.info("replication")["role"] == "master")
+
+        for _ in range(4):
+            replica.ask("CLUSTER", "FAILOVER")
+            # The servers give up after 5 s, on a busy machine or soon after the last one.
+            with suppress(AssertionError):
+                return eventually(done, "it takes over", within=6.0)
+        raise AssertionError("the replica never took over")
 
     def move(self, slot: int, keys_at_once: int = 10) -> Node:
         """Have the next primary serve the slot, keys and all.  -> that one"""

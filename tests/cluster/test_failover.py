@@ -56,8 +56,7 @@ async def test_a_lock_changes_its_server_under_load_and_is_held_by_one_at_a_time
     name = name_at(mortal, "lock", node)
     crew = Crew([mortal.client().lock(name) for _ in range(3)], tasks=3)
     await crew.more()
-    replica.ask("CLUSTER", "FAILOVER")
-    await settled(lambda: replica.info("replication")["role"] == "master", "it is one", SLOW)
+    await asyncio.to_thread(mortal.cluster.fail_over, replica)
     await crew.more()
     await crew.end()
 

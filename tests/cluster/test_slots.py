@@ -37,11 +37,11 @@ class Crew:
     async def more(self, cycles: int = 100) -> None:
         """Return when so many more have been done."""
         wanted = len(self.fences) + cycles
-        await settled(lambda: len(self.fences) >= wanted or self.failed(), "they go on", 20)
+        await settled(lambda: len(self.fences) >= wanted or bool(self.failed()), "they go on", 20)
         assert not self.failed()
 
-    def failed(self) -> bool:
-        return any(task.done() for task in self._tasks)
+    def failed(self) -> list[BaseException | None]:
+        return [task.exception() for task in self._tasks if task.done()]
 
     async def end(self) -> None:
         for task in self._tasks:
