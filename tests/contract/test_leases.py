@@ -262,7 +262,7 @@ async def test_the_on_lost_hook_hears_of_every_loss(world: World) -> None:
 async def test_fences_grow_after_the_store_lost_its_data(world: World) -> None:
     client = world.client()
     lock = client.lock("x")
-    before = 0
+    before: int | None = None
     for _ in range(300):  # so quick that fences must not run ahead of the clock
         async with lock as lease:
             before = lease.fence
