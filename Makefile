@@ -11,7 +11,7 @@ CANDIDATES := python3.13 python3.12 python3.11 python3.14 python3
 # Run it: a pyenv shim may be there and fail, a Debian python3 may lack ensurepip.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo serve test matrix containers check format bench chaos simulate clean
+.PHONY: help demo serve test matrix containers check format docs bench chaos simulate clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -43,6 +43,9 @@ format: .venv/.installed-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: .venv/.installed-docs ## the documentation site, into build/docs; warnings are errors
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs $(ARGS)
+
 bench: .venv/.installed-dev ## measure against floors, redis-py and peers; ARGS="--quick" takes a minute
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -56,10 +59,11 @@ clean: ## remove .venv and everything built
 	rm -rf .venv .matrix build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps, one environment: `make demo` on a fresh machine need not wait for the type checkers.
+# Three stamps, one environment: `make demo` on a fresh machine need not wait for type checkers.
 .venv/.installed-demo: EXTRAS := server,cli
 .venv/.installed-dev: EXTRAS := dev
-.venv/.installed-demo .venv/.installed-dev: pyproject.toml | .venv/bin/python
+.venv/.installed-docs: EXTRAS := docs
+.venv/.installed-demo .venv/.installed-dev .venv/.installed-docs: pyproject.toml | .venv/bin/python
 	@echo "installing dsync[$(EXTRAS)] into .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@ $(if $(filter dev,$(EXTRAS)),.venv/.installed-demo)

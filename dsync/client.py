@@ -145,7 +145,10 @@ class Client(Jobs):
         if redis is None:
             url = url if url is not None else os.environ.get("DSYNC_URL", "redis://localhost:6379")
             if not isinstance(url, str):
-                raise TypeError(f"url must be a str, got {type(url).__name__}: {url!r}")
+                raise TypeError(
+                    f"url must be a str, got {type(url).__name__}: {repr(url)[:80]}; a client of "
+                    "redis-py goes into dsync.Client(redis=...)"
+                )
             if url.startswith("memory://"):
                 from dsync.local.store import MemoryStore
 

@@ -104,7 +104,7 @@ class _Examination:
             self._ask("PING"),
         )
         if isinstance(alive, Exception):
-            raise alive
+            raise alive.with_traceback(None)
         self._hello, self._info, self._config = _words(hello), _lines(info), _words(config)
         self._rights = rights
         found = [*self._of_version(), *self._of_memory(), *self._of_rights(), *self._of_role()]
