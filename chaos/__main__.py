@@ -70,6 +70,8 @@ def _run(
         chosen[what] = wanted
     if args.seconds <= 0:
         parser.error("--seconds must be > 0")
+    if args.jobs <= 0:
+        parser.error("--jobs must be > 0")
     if args.broken is not None and not hasattr(broken, args.broken):
         parser.error(f"nothing broken is called {args.broken}")
     settings = {
@@ -82,7 +84,7 @@ def _run(
         args.keep.mkdir(parents=True, exist_ok=True)
     connect = f"chaos.broken:{args.broken}" if args.broken else "dsync:connect"
     scenes = chosen["faults"], chosen["primitives"], settings["seed"]
-    return asyncio.run(_play_all(*scenes, args.seconds, connect, args.keep)), settings
+    return asyncio.run(_play_all(*scenes, args.seconds, connect, args.keep, args.jobs)), settings
 
 
 async def _play_all(
@@ -92,19 +94,27 @@ async def _play_all(
     seconds: float,
     connect: str,
     keep: Path | None,
+    jobs: int,
 ) -> "list[Result]":
     from chaos.faults import faults
     from chaos.scenario import play
     from chaos.work import works
 
-    results = []
-    for fault in wanted_faults:
-        for work in wanted_works:
+    room = asyncio.Semaphore(jobs)
+
+    async def play_one(fault: str, work: str) -> "Result":
+        async with room:
             print(f"{fault} x {work} ...", file=sys.stderr, flush=True)
             mine = f"{seed}/{fault}/{work}"  # each can be run again by itself
-            parts = faults()[fault], works()[work]
-            results.append(await play(*parts, mine, seconds, connect, keep))
-    return results
+            return await play(faults()[fault], works()[work], mine, seconds, connect, keep)
+
+    async with asyncio.TaskGroup() as group:
+        scenes = [
+            group.create_task(play_one(fault, work))
+            for fault in wanted_faults
+            for work in wanted_works
+        ]
+    return [scene.result() for scene in scenes]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", help="what chance begins with (default: another each time)")
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="of harm in each scenario (default: 3)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="scenarios at a time (default: 2); mostly they wait"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
     parser.add_argument(
