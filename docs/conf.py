@@ -37,6 +37,7 @@ MADE_BY_READERS = {
     "dsync.testing.History",
     "dsync.testing.Proxy",
     "dsync.testing.Span",
+    "dsync.testing.VirtualClock",
 }
 
 

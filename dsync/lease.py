@@ -255,8 +255,13 @@ class Keeper:
             hold.round.pop(hold, None)
 
     def renew_now(self) -> None:
-        """The connection was lost and is back: find out what we still hold."""
-        self._renew(deque(self.holds()))
+        """The connection was lost and is back: find out what we still hold.
+
+        What others here ask for goes at once: before they can have it, its holder hears of a loss.
+        """
+        holds = sorted(self.holds(), key=lambda hold: hold.deadline)
+        self._renew_slice([hold for hold in holds if hold.cohort.requests])
+        self._renew(deque(holds))
 
     def holds(self) -> list[Hold]:
         """Everything that is held."""
@@ -281,7 +286,7 @@ class Keeper:
         now = time.monotonic()
         wake = float("inf")
         lost: list[Hold] = []
-        due: deque[Hold] = deque()
+        due: list[Hold] = []
         for key, round_ in list(self._rounds.items()):
             if not round_:
                 del self._rounds[key]
@@ -302,16 +307,19 @@ class Keeper:
         for hold in lost:
             if hold.token in hold.cohort.holds:  # a hook may have released it meanwhile
                 hold.cohort.expire(hold)
-        self._renew(due)
+        due.sort(key=lambda hold: hold.deadline)  # a short one may stand behind thousands
+        self._renew(deque(due))
 
     def _renew(self, due: deque[Hold]) -> None:
         """Renew a slice now, and the rest slice by slice."""
-        for _ in range(min(len(due), self.SLICE)):
-            hold = due.popleft()
-            if hold.token in hold.cohort.holds and not hold.renewing and hold.terms.renew:
-                hold.cohort.renew(hold)
+        self._renew_slice([due.popleft() for _ in range(min(len(due), self.SLICE))])
         if due:
             asyncio.get_running_loop().call_later(self.PAUSE, self._renew, due)
+
+    def _renew_slice(self, holds: list[Hold]) -> None:
+        for hold in holds:
+            if hold.token in hold.cohort.holds and not hold.renewing and hold.terms.renew:
+                hold.cohort.renew(hold)
 
     def failed(self, hold: Hold) -> None:
         """A renewal came to nothing: the deadline stays, and it is tried again soon."""

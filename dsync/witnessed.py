@@ -45,8 +45,16 @@ class Witnessed(Cohort):
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             lease = await super().acquire(terms, timeout)
-            if await self._proven_or_put_away(lease):
-                return lease
+            limit = asyncio.timeout_at(ends if timeout else None)
+            try:
+                async with limit:
+                    if await self._proven_or_put_away(lease):
+                        return lease
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                assert timeout is not None
+                raise self._too_late(timeout) from None
             timeout = None if ends is None else max(ends - time.monotonic(), 0)
 
     async def try_acquire(self, terms: Terms) -> Lease | None:

@@ -59,3 +59,10 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize("password", ["secretpa/ss", "secretpa#x", "secretpa?x"])
+def test_a_password_with_an_unescaped_mark_is_in_no_message_of_sentinels(password: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        dsync.Client(f"redis+sentinel://user:{password}@host:1/service")
+    assert "secretpa" not in str(raised.value)

@@ -23,14 +23,15 @@ class Permits:
     # holders, waiters and sleepers never share a token.
     # waiters, and the sleepers of each condition, are in order of arrival.
     __slots__ = (
-        "alive", "clock", "extra", "fence", "holders", "left", "limit", "pinned", "send", "since",
-        "sleepers", "stamp", "ticket", "waiters",
+        "alive", "clock", "counted", "extra", "fence", "holders", "left", "limit", "pinned", "send",
+        "since", "sleepers", "stamp", "ticket", "waiters",
     )  # fmt: skip
 
     def __init__(self, send: Send) -> None:
         self.send = send
         self.clock = 0  # ms; time as this record knows it, which never goes back
         self.fence = 0
+        self.counted: int | None = None  # the last fence that was ahead of the time
         self.limit: int | None = None  # None: nobody has declared one, it counts as 1
         self.extra = 0
         self.stamp = 0
@@ -52,7 +53,7 @@ class Permits:
     def empty(self) -> bool:
         """Nothing here that a fresh record would not have, but for the floor of the fences."""
         return not (self.holders or self.waiters or self.sleepers or self.left) and (
-            self.limit is None
+            self.limit is None and self.counted != self.fence
         )
 
     def capacity(self) -> int:
@@ -107,7 +108,7 @@ class Permits:
 class Step:
     """One transition at one moment: the server's time, and what a grant needs to know."""
 
-    __slots__ = ("block", "now", "permits", "quiet", "silence", "us")
+    __slots__ = ("block", "gone", "now", "permits", "quiet", "silence", "us")
 
     def __init__(self, permits: Permits, us: int, block: int = 0, silence: int = 0) -> None:
         self.permits = permits
@@ -116,6 +117,7 @@ class Step:
         self.block = block
         self.silence = silence
         self.quiet = silence // 4
+        self.gone: dict[str, bool] = {}  # processes that no message reaches
 
     def grant(self, token: str, lease: int) -> None:
         permits = self.permits
@@ -123,7 +125,12 @@ class Step:
         permits.holders[token] = self.now + lease
         permits.since[token] = self.now
         if self.block > 0:
-            permits.fence = self.us if self.us > permits.fence else permits.fence + self.block
+            ahead = permits.counted == permits.fence
+            last = permits.fence + self.block - 1 if ahead else permits.fence
+            if self.us > last:
+                permits.fence = self.us
+            else:
+                permits.fence = permits.counted = permits.fence + self.block
 
     def silence_of(self, token: str) -> int:
         return self.now - self.permits.alive.get(process_of(token), 0)
@@ -153,9 +160,11 @@ class Step:
             self.bury(token)
 
     def absent(self, token: str) -> bool:
-        permits = self.permits
-        waiting, limit = len(permits.waiters), permits.capacity()
-        return permits.told("w", process_of(token), token, waiting, limit) == 0
+        permits, process = self.permits, process_of(token)
+        if process not in self.gone:
+            waiting, limit = len(permits.waiters), permits.capacity()
+            self.gone[process] = permits.told("w", process, token, waiting, limit) == 0
+        return self.gone[process]
 
     def hand_over(self, asker: str, lease: int) -> bool:
         permits = self.permits
@@ -320,7 +329,10 @@ def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: in
     permits.holders[token] = step.now + lease
     fence = 0
     if block > 0:
-        fence = permits.fence = max(permits.fence + block, us)
+        if us > permits.fence + block:
+            fence = permits.fence = us
+        else:
+            fence = permits.fence = permits.counted = permits.fence + block
     return [1, fence, lease, len(permits.waiters), limit]
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
+import time
 from collections import deque
-from time import monotonic
 from typing import Literal
 
 from dsync.arguments import checked_count, checked_seconds
@@ -44,7 +44,7 @@ class RateLimiter(Waiting, _RateLimiter):
         self._speed = self.rate / self.per  # units that drain in a second
         self._brim = self.burst * (1 + 1e-9)  # the burst, and what rounding may add up to
         self._level = 0.0  # units that had not drained when the last ones were taken ...
-        self._taken_at = monotonic()  # ... which was then
+        self._taken_at = time.monotonic()  # ... which was then
         self._waiters: deque[tuple[Waiter, int]] | None = None  # who wants how many units
         self._queued = 0  # units that _waiters want
         self._promised = 0  # units of those that were woken, and have yet to run
@@ -59,18 +59,18 @@ class RateLimiter(Waiting, _RateLimiter):
             self._check(amount)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        now = monotonic()
+        now = time.monotonic()
         level = self._level_at(now)
         if self._ahead() or level + amount > self._brim:
             await self._wait_turn(amount, timeout)
-            now = monotonic()
+            now = time.monotonic()
             level = self._level_at(now)
         self._level, self._taken_at = level + amount, now
         return True
 
     async def try_acquire(self, amount: int = 1) -> Decision:
         self._check(amount)
-        now = monotonic()
+        now = time.monotonic()
         level = self._level_at(now)
         ahead = self._ahead()
         wait = self._until(level + ahead + amount)
@@ -83,7 +83,7 @@ class RateLimiter(Waiting, _RateLimiter):
     async def info(self) -> RateLimiterInfo:
         """What is free, and how many units those want who wait."""
         ahead = self._ahead()
-        level = self._level_at(monotonic()) + ahead
+        level = self._level_at(time.monotonic()) + ahead
         return RateLimiterInfo(
             "", self.rate, self.per, self.burst, max(0, math.floor(self._brim - level)),
             ahead - self._promised, self._until(level + 1), level / self._speed,
@@ -122,7 +122,7 @@ class RateLimiter(Waiting, _RateLimiter):
     async def _wait_turn(self, amount: int, timeout: float | None) -> None:
         """Return when so many units may be taken, and have yet to be."""
         if timeout is not None:
-            wait = self._until(self._level_at(monotonic()) + self._ahead() + amount)
+            wait = self._until(self._level_at(time.monotonic()) + self._ahead() + amount)
             if wait > timeout:
                 raise self._too_late(amount, f"that would be in {wait:.3g} s")
         waiter = self._waiter(timeout)
@@ -159,7 +159,7 @@ class RateLimiter(Waiting, _RateLimiter):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        level = self._level_at(monotonic())
+        level = self._level_at(time.monotonic())
         while self._waiters:
             waiter, amount = self._waiters[0]
             if waiter.done():

@@ -169,7 +169,10 @@ def _address(node: str) -> tuple[str, int]:
     parts = urlsplit(f"//{node}")
     if not parts.hostname:
         raise ValueError("it names no sentinel: redis+sentinel://host1,host2/service")
-    return parts.hostname, parts.port or PORT
+    try:
+        return parts.hostname, parts.port or PORT
+    except ValueError:  # its text may be a password's, where a slash in that is not escaped
+        raise ValueError("a port must be a number up to 65535") from None
 
 
 def _options(parts: SplitResult) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""For tests of programs that use dsync: bad networks, and proof of who held what, and when.
+"""For tests of programs that use dsync: a clock, faults, bad networks, and who held what, and when.
 
     async with Proxy.to("redis://127.0.0.1:6379/0") as proxy:
         history = History(tmp_path / "history")
@@ -12,6 +12,7 @@
 Nothing of dsync imports it.
 """
 
+from dsync.testing.asserting import assert_free, assert_held
 from dsync.testing.checkers import (
     Violation,
     admissions,
@@ -26,6 +27,8 @@ from dsync.testing.checkers import (
     stranded,
     wake_ups,
 )
+from dsync.testing.clock import VirtualClock
+from dsync.testing.harm import cut, heal, kill_process, lose
 from dsync.testing.history import Event, History, Span, harms, holds, waits
 from dsync.testing.observing import sightings
 from dsync.testing.proxy import Proxy
@@ -36,13 +39,20 @@ __all__ = [
     "Proxy",
     "Span",
     "Violation",
+    "VirtualClock",
     "admissions",
+    "assert_free",
+    "assert_held",
+    "cut",
     "deliveries",
     "failures",
     "fences",
     "generations",
     "harms",
+    "heal",
     "holds",
+    "kill_process",
+    "lose",
     "losses",
     "overlaps",
     "pulses",

@@ -198,3 +198,43 @@ async def test_dead_waiters_cost_one_claim_together(
     await living.release()
     for each in dead:
         each.cancel()
+
+
+# -- what a server that has forgotten everything means for many ------------------------------------
+
+
+async def test_a_holder_hears_of_its_loss_before_a_task_beside_it_gets_the_lock(
+    real: World,
+) -> None:
+    """Holders are asked for in slices; those whom somebody here waits for come first."""
+    real.leftovers_allowed = True
+    client = real.client()
+    for number in range(300):
+        await client.lock(f"x{number}").acquire()
+    first, second = client.lock("last"), client.lock("last", fair=True)
+    await first.acquire()
+    lease = first.lease
+    assert lease is not None
+    held_by_both: list[bool] = []
+
+    async def wait() -> None:
+        async with second:
+            held_by_both.append(lease.held)
+
+    waiting = asyncio.create_task(wait())
+
+    async def queued() -> bool:
+        return len((await first.info()).waiters) == 1
+
+    await settled(queued)
+    for hold in client.keeper.holds():
+        client.keeper._renew_slice([hold])  # the server knows the script
+    await client.store.drain()
+    async with real.admin.pipeline(transaction=True) as pipe:
+        for key in await real.keys():
+            pipe.delete(key)
+        pipe.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await pipe.execute()
+    async with asyncio.timeout(8):
+        await waiting
+    assert held_by_both == [False]

@@ -593,7 +593,17 @@ def forget_what_expired(
         assert not permits.sleepers
         assert now - permits.clock > 3 * 86_400_000, "the record expired while it may be in use"
         fresh = Permits(permits.send)
-        for field in ("clock", "fence", "limit", "extra", "stamp", "pinned", "ticket", "since"):
+        for field in (
+            "clock",
+            "counted",
+            "fence",
+            "limit",
+            "extra",
+            "stamp",
+            "pinned",
+            "ticket",
+            "since",
+        ):
             setattr(permits, field, getattr(fresh, field))
 
 
@@ -664,8 +674,14 @@ MISTAKES = {
     "the last one is served first": ("'ZRANGE', waiters, 0, 0)", "'ZREVRANGE', waiters, 0, 0)"),
     "tickets are given twice": ("math.max(last_ticket + 1, us)", "math.max(last_ticket, us)"),
     "time steps back": ("tonumber(was[2]) or 0)", "0)"),
-    "a grant reserves one fence": ("math.max(fence + block, us)", "math.max(fence + 1, us)"),
-    "fences follow the clock": ("math.max(fence + block, us)", "us"),
+    "a grant reserves one fence": (
+        "fence = fence + block\n      write('fence', fence, 'since'",
+        "fence = fence + 1\n      write('fence', fence, 'since'",
+    ),
+    "fences follow the clock": ("if us > last then", "if true then"),
+    "fences that were counted are taken for the time": (
+        "tonumber(was[8]) == fence and fence + block - 1 or fence", "fence"
+    ),
     "a grant has the full lease": (
         "or tonumber(string.match(head",
         "or 10 * tonumber(string.match(head",

@@ -189,6 +189,16 @@ async def test_what_no_replica_confirms_is_given_back_and_said(
         await hold(one, fine)
 
 
+async def test_a_timeout_is_kept_while_replicas_are_silent(
+    replicated: Replicated, client: Made
+) -> None:
+    lock = client(replicated.primary.url, replicas=2).lock("x")
+    with pytest.raises(dsync.AcquireTimeout):
+        async with asyncio.timeout(0.9):  # they are waited for a second
+            await lock.acquire(timeout=0.1)
+    assert lock.lease is None
+
+
 async def test_a_replica_too_few_is_one_too_few(replicated: Replicated, client: Made) -> None:
     one = client(replicated.primary.url, replicas=2, outage_timeout=SHORT)
     with pytest.raises(dsync.StoreUnavailable, match="1 of 2 replicas"):

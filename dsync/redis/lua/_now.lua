@@ -3,7 +3,8 @@
 -- otherwise end a lease that was renewed in between).
 local time = redis.call('TIME')
 local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local was = redis.call('HMGET', state, 'schema', 'clock', 'fence', 'limit', 'extra', 'kept', 'ticket')
+local was = redis.call('HMGET', state, 'schema', 'clock', 'fence', 'limit', 'extra', 'kept', 'ticket',
+  'counted')
 if was[1] and was[1] ~= '1' then
   return redis.error_reply('SCHEMA ' .. was[1])
 elseif not was[1] and redis.call('EXISTS', state) == 1 then

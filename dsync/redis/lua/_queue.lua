@@ -95,10 +95,15 @@ local function give(token, lease)
   end
 end
 
--- Whether no message reaches it: it is told what changes nothing.
+-- Whether no message reaches its process: it is told, once, what changes nothing.
+local gone = {}
 local function absent(token)
-  local news = 'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
-  return redis.pcall('PUBLISH', inbox .. process_of(token), news) == 0
+  local process = process_of(token)
+  if gone[process] == nil then
+    local news = 'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
+    gone[process] = redis.pcall('PUBLISH', inbox .. process, news) == 0
+  end
+  return gone[process]
 end
 
 -- Serves the queue in order while permits are free; `asker`, if it gets its turn, gets a full

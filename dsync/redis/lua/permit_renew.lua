@@ -24,8 +24,13 @@ redis.call('PEXPIRE', holders, ttl)
 redis.call('PEXPIRE', since, ttl)
 redis.call('ZADD', holders, now + lease, token)
 if block > 0 then
-  fence = math.max(fence + block, us)
-  write('fence', fence)
+  if us > fence + block then
+    fence = us
+    write('fence', fence)
+  else
+    fence = fence + block
+    write('fence', fence, 'counted', fence)
+  end
 else
   fence = 0
   write()
