@@ -276,7 +276,9 @@ def generations(
         parties: how many pass together.
         lease: seconds for which the server counts on one who was killed.
         within: seconds in which all parties hear that they may pass.
-        forgets: a harm makes the server forget: who has not heard of it by then arrives again.
+        forgets: a harm makes the server forget: who has not heard of it by then arrives again, and
+            who has passed may be taken for waiting until its lease has ended, and for passing until
+            that has.
     """
     events = sorted(events, key=time_of)
     last = events[-1]["t"] if events else 0.0
@@ -301,7 +303,7 @@ def generations(
         for wait in excused:  # each is missing once
             absent.remove(wait)
         forgotten = forgets and any(
-            harm.starts <= first + within and harm.ends >= first - within
+            harm.starts <= first + within and harm.ends >= first - within - 2 * lease
             for harm in bad
             if is_harm(harm)
         )

@@ -593,17 +593,7 @@ def forget_what_expired(
         assert not permits.sleepers
         assert now - permits.clock > 3 * 86_400_000, "the record expired while it may be in use"
         fresh = Permits(permits.send)
-        for field in (
-            "clock",
-            "counted",
-            "fence",
-            "limit",
-            "extra",
-            "stamp",
-            "pinned",
-            "ticket",
-            "since",
-        ):
+        for field in set(Permits.__slots__) - {"alive", "holders", "left", "send", "waiters"}:
             setattr(permits, field, getattr(fresh, field))
 
 
