@@ -9,6 +9,7 @@ import selectors
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -621,7 +622,7 @@ def timed(main: Callable[[TimeLoop], Awaitable[None]], early: float = 0.0) -> No
     """Run it on a clock of its own, which all but stands still while anybody is ready."""
     loop = TimeLoop(early)
     with (
-        mock.patch("dsync.local.rate_limiter.monotonic", loop.time),
+        mock.patch("dsync.local.rate_limiter.time", SimpleNamespace(monotonic=loop.time)),
         asyncio.Runner(loop_factory=lambda: loop) as runner,
     ):
 

@@ -149,7 +149,13 @@ def test_signals_are_for_the_command(shell: Shell) -> None:
     heard = ("HUP", "INT", "USR1", "TERM")
     traps = "".join(f"trap 'echo {name} > {name}' {name}\n" for name in heard)
     script = traps + "echo > ready; while [ ! -e TERM ]; do sleep 0.01; done; exit 3"
-    with shell.start("lock", shell.name, "--", "sh", "-c", script) as process:
+
+    def hear() -> None:  # also where these tests run under nohup, or in the background
+        for name in heard:
+            signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_DFL)
+
+    words = ("lock", shell.name, "--", "sh", "-c", script)
+    with shell.start(*words, preexec_fn=hear) as process:
         shell.read("ready")
         for name in heard:
             process.send_signal(signal.Signals[f"SIG{name}"])
