@@ -1,5 +1,6 @@
 """Locks of each make, in one shape: who competes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -13,7 +14,8 @@ from benchmarks.peer_locks import PEER_LOCKS
 from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, bare_link, raw_link
 
 __all__ = [
-    "BARE", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make", "each_of",
+    "BARE", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make",
+    "dismiss", "each_of",
 ]  # fmt: skip
 
 DSYNC = "dsync"
@@ -34,6 +36,15 @@ class Lock(Protocol):
 
 Make = Callable[[str], Lock]  # name -> a lock
 Opened = AbstractAsyncContextManager[Make]
+
+
+async def dismiss(waiting: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel those who wait, until they have ended: on Python 3.11 redis-py loses cancellations."""
+    pending = set(waiting)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.2)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.crew import crew
-from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER
+from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER, dismiss
 from benchmarks.measure import Measured, Ratio, Workload, over, value
 from benchmarks.rig import Rig
 from benchmarks.worker import Member
@@ -59,9 +59,7 @@ async def weigh(member: Member, contender: str, count: int) -> list[float]:
         weights.append(now())
         tracemalloc.stop()
         await step(member)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await dismiss(tasks)
     return [(after - before) / count for before, after in pairwise(weights)]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from benchmarks.crew import Window, crew
-from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER, QUICK_PEER, Lock, each_of
+from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER, QUICK_PEER, Lock, dismiss, each_of
 from benchmarks.measure import Goal, Measured, Ratio, Score, Workload, over, value
 from benchmarks.rig import Rig, until
 from benchmarks.worker import Member
@@ -32,9 +32,7 @@ async def contend(member: Member, contender: str, tasks: int) -> list[list[int]]
         await member.closing(window)
         # Of those who poll, some would be asleep long after.
         _, late = await asyncio.wait(working, timeout=LINGERING)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await dismiss(late)
     return tallies
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from benchmarks.crew import crew
-from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER, Lock, each_of
+from benchmarks.locks import DSYNC, FAIR, LOCKS, PEER, Lock, dismiss, each_of
 from benchmarks.measure import Goal, Measured, Ratio, Score, Workload, value
 from benchmarks.peer_locks import BLOCKING
 from benchmarks.rig import Rig
@@ -29,9 +29,7 @@ async def wait(member: Member, contender: str, settling: float) -> float:
         await member.closing(window)
         cpu = time.process_time() - cpu
         await asyncio.sleep(LINGERING)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await dismiss(tasks)
     return cpu
 
 

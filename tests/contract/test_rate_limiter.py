@@ -667,7 +667,7 @@ async def test_many_who_wait_cost_no_more_each_than_few(world: World) -> None:
         await cancelled(*(task for task in reversed(tasks) if not task.done()))
         await settled(lambda: not client.homes)
         took.append(time.process_time() - began)
-    assert took[1] < 25 * took[0], took
+    assert took[1] < 50 * took[0], took
 
 
 # -- when processes disagree ----------------------------------------------------------------------
