@@ -167,9 +167,6 @@ class _Examination:
 
     def _of_rights(self) -> Iterator[Finding]:
         rights = self._rights
-        prefix = self._store.channel.partition(":")[0].replace("*", "\\*")
-        clustered = self._store.cluster is not None
-        brace, more = ("{", " +cluster|slots +asking") if clustered else ("", "")
         if isinstance(rights, Exception):
             missing = ["run scripts"] if "NOPERM" in str(rights) else []
         else:
@@ -180,8 +177,7 @@ class _Examination:
                 "warning",
                 f"{self._where} does not let this user {', '.join(missing)}",
                 "what needs that will be refused (who may not listen waits by asking)",
-                f"ACL SETUSER ... ~{{{prefix}:* &{brace}{prefix}:* +@read +@write +@scripting "
-                f"+@pubsub +time +ping +client|setname{more}",
+                f"ACL SETUSER ... {self._store.rights()}",
             )
 
     def _of_role(self) -> Iterator[Finding]:

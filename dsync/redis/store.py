@@ -112,6 +112,15 @@ class RedisStore:
         await self.link.aclose()
         self._route.close()
 
+    def rights(self) -> str:
+        """What a user needs, in the words of ACL SETUSER."""
+        prefix = self.channel.partition(":")[0].replace("*", "\\*")  # as keys begin
+        brace, more = ("", "") if self.cluster is None else ("{", " +cluster|slots +asking")
+        return (
+            f"~{{{prefix}:* &{brace}{prefix}:* +@read +@write +@scripting +@pubsub "
+            f"+time +ping +client|setname{more}"
+        )
+
     def _explain(self, refusal: Refusal, call: Call) -> DsyncError:
         """What an error reply means to the one who called."""
         words = [text_of(word) for word in words_of(call.command)]
@@ -131,12 +140,9 @@ class RedisStore:
         # What a script may not do comes as ERR: in the words of Valkey, and of Redis.
         in_script = ("ACL failure in script", "user executing the script")
         if refusal.code == "NOPERM" or any(words in str(refusal) for words in in_script):
-            prefix = self.channel.partition(":")[0].replace("*", "\\*")  # as keys begin
-            brace, more = ("", "") if self.cluster is None else ("{", " +cluster|slots +asking")
             return StoreUnavailable(
-                f"{where} does not allow this user what dsync needs ({refusal}); allow "
-                f"~{{{prefix}:* &{brace}{prefix}:* +@read +@write +@scripting +@pubsub "
-                f"+time +ping +client|setname{more}"
+                f"{where} does not allow this user what dsync needs ({refusal}); "
+                f"allow {self.rights()}"
             )
         if self.cluster is None and refusal.code in ("MOVED", "ASK"):
             return StoreUnavailable(
