@@ -72,7 +72,9 @@ class Barrier:
         """
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        return await self._arrivals.wait(self._parties, self._lease, timeout)
+        wait = self._arrivals.wait(self._parties, self._lease, timeout)
+        watch = self._arrivals.client.watch
+        return await (watch.waking("barrier", self.name, wait) if watch.hooks else wait)
 
     def reset(self) -> Reply[None]:
         """Empty it: who waits gets BrokenBarrierError, and a broken barrier works again.

@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from random import uniform
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet, WeakValueDictionary
 
 from dsync.arguments import checked_count, checked_lease, checked_seconds
@@ -31,11 +31,16 @@ from dsync.jobs import Jobs
 from dsync.lease import Keeper, Lease, LostHook, OnLost, Terms
 from dsync.lock import Lock
 from dsync.names import checked_name, identify
+from dsync.patience import Patience
 from dsync.quota import Quota
 from dsync.rate_limiter import RateLimiter, checked_rate
 from dsync.semaphore import BoundedSemaphore, Semaphore
 from dsync.store import Home, Listener, Store
+from dsync.telemetry import Disconnected, Hook, Reconnected, Watch
 from dsync.witnessed import Witnessed
+
+if TYPE_CHECKING:
+    from dsync.roll import Respondent
 
 __all__ = ["Client", "connect"]
 
@@ -80,6 +85,9 @@ class Client(Jobs):
         on_error: called with what failed and nobody awaited; by default the event loop's
             exception handler is.
         on_lost: called with each Lease that is lost.
+        slow_wait: seconds after which a task that still waits for a lock or a permit is logged, as
+            a warning that names who holds it; None never.  Leaders may wait for ever.
+        on_event: called with what happens here, as `dsync.telemetry` has it; one or several.
 
     Raises:
         ValueError, TypeError: an argument cannot be used; the message names it.
@@ -94,8 +102,10 @@ class Client(Jobs):
         label: str | None = None,
         outage_timeout: float = 10.0,
         replicas: int = 0,
+        slow_wait: float | None = 60.0,
         on_error: ErrorHook | None = None,
         on_lost: LostHook | None = None,
+        on_event: Hook | Sequence[Hook] | None = None,
     ) -> None:
         if url is not None and redis is not None:
             raise TypeError("give either a url or a redis client, not both")
@@ -104,6 +114,7 @@ class Client(Jobs):
         self.outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
         self._on_error = on_error
         self._on_lost = on_lost
+        self.watch = Watch(on_event)
         client_id = identify(self.label, os.getpid(), token_hex(6))
         self.store: Store = self._open(url, redis, client_id)
         self.replicas = checked_count("replicas", replicas)
@@ -134,6 +145,9 @@ class Client(Jobs):
         self._checked = False  # how the server is set up
         self._counter = 0
         self.declarations = Declarations()
+        self._patience = None if slow_wait is None else Patience(self, slow_wait)
+        self._respondent: Respondent | None = None  # once somebody has asked
+        self._broken_at: float | None = None  # since when a connection is broken
         self._loop: asyncio.AbstractEventLoop | None = None
         self.forked = False  # this is a child of the process that made it
         self._closed = False
@@ -364,6 +378,8 @@ class Client(Jobs):
                 )
             self._loop = loop
         self._entered = loop
+        if self._patience is not None:
+            self._patience.begin()
         deferred, self._deferred = self._deferred, []
         for action in deferred:
             action()
@@ -420,6 +436,8 @@ class Client(Jobs):
                 listener.close()
         self._closed = True
         self._entered = None
+        if self._patience is not None:
+            self._patience.end()
         self.keeper.close()
         if self._loop is not None:
             try:
@@ -472,6 +490,10 @@ class Client(Jobs):
         del self._listeners[listener.channel]
         self.store.unsubscribe(listener.channel)
 
+    def cohorts(self) -> Iterator[Cohort]:
+        """What is wanted, waited for or held here."""
+        return iter(list(self._cohorts.values()))
+
     def probes(self) -> bool:
         """Whether somebody is to see if the connection is alive: once in a beat, for all."""
         now = time.monotonic()
@@ -496,9 +518,11 @@ class Client(Jobs):
         elif self._loop is not None and not self._loop.is_closed():
             self._loop.call_exception_handler({"message": f"dsync: {message}", "exception": error})
 
-    def lost(self, lease: Lease) -> None:
-        """A lease was lost: say so, and call the hook."""
+    def lost(self, cohort: Cohort, lease: Lease) -> None:
+        """A lease was lost: say so, and call the hooks."""
         log.warning("%s", lease.error())
+        if self.watch.hooks:
+            cohort.tell_lost(lease, late=not lease.told and lease.owner is not None)
         if self._on_lost is not None:
             try:
                 self._on_lost(lease)
@@ -521,10 +545,21 @@ class Client(Jobs):
             home = self.homes.get(token)
             if home is not None:
                 home.heard(kind, token, numbers, evidence)
+            elif kind == b"?":
+                self._called(token, numbers)
             elif kind == b"g" and token.startswith(f"{self.client_id}."):  # else it is forged
                 self._refuse_grant(token)
         except (ValueError, IndexError, OverflowError):
             log.warning("somebody else wrote on our channel: %.200r", message)
+
+    def _called(self, asker: str, numbers: list[int]) -> None:
+        """Somebody wants to know what the tasks here hold and wait for."""
+        if self._respondent is None:
+            from dsync.roll import Respondent
+
+            self._respondent = Respondent(self)
+        if not self._closed:
+            self._respondent.asked(asker, numbers)
 
     def _refuse_grant(self, token: str) -> None:
         """Give back what nobody here wants.
@@ -561,6 +596,17 @@ class Client(Jobs):
         for listener in list(self._listeners.values()):
             listener.ask_all()
         log.info("connected again; asked after everything in %.3f s", time.monotonic() - started)
+        broken, self._broken_at = self._broken_at, None
+        if broken is not None and self.watch.hooks:
+            outage = time.monotonic() - broken
+            self.watch.tell(Reconnected("client", self.namespace, outage))
+
+    def disconnected(self, trouble: BaseException) -> None:
+        """A connection has broken."""
+        if self._broken_at is None:
+            self._broken_at = time.monotonic()
+        if self.watch.hooks:
+            self.watch.tell(Disconnected("client", self.namespace, str(trouble)))
 
 
 def _program() -> str:
@@ -583,8 +629,10 @@ def connect(
     label: str | None = None,
     outage_timeout: float = 10.0,
     replicas: int = 0,
+    slow_wait: float | None = 60.0,
     on_error: ErrorHook | None = None,
     on_lost: LostHook | None = None,
+    on_event: Hook | Sequence[Hook] | None = None,
 ) -> Client:
     """A Client for this URL; see there for the arguments.
 
@@ -600,6 +648,8 @@ def connect(
         label=label,
         outage_timeout=outage_timeout,
         replicas=replicas,
+        slow_wait=slow_wait,
         on_error=on_error,
         on_lost=on_lost,
+        on_event=on_event,
     )

@@ -19,11 +19,13 @@ from dsync.beat import Beat
 from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Sleeper, Waiter
+from dsync.names import party
 from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
 from dsync.request import Request
 from dsync.sleepers import Sleepers, is_sleepers
 from dsync.store import Arg, Call, Done
+from dsync.telemetry import HandedOver, RenewedLate, Skipped
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -39,6 +41,9 @@ class Cohort(Line):
     def __init__(self, client: "Client", kind: str, name: str, value: int, fences: bool) -> None:
         super().__init__(f"{kind} {name!r}")
         self.client = client
+        self.kind = kind
+        self.name = name
+        self.watch = client.watch
         self.permits = Permits(client, kind, name, value, fences)
         self.block = self.permits.block  # fences that come with a grant
         self.limit = value  # as the store has told us last
@@ -57,6 +62,9 @@ class Cohort(Line):
         self.beat = Beat(client, self._keep_places)
         self._turn = 0
         self._changing = 0  # calls of ours on their way that change the limit
+        # The token of who holds it, of another process, as the store has told us, and when it did.
+        self._rival: bytes | str = b""
+        self._rival_at = 0.0  # time.monotonic()
 
     @property
     def sleepers(self) -> Sleepers:
@@ -102,6 +110,8 @@ class Cohort(Line):
             hold.fence += 1
             hold.terms = terms = waiter.terms
             self._grant(hold, waiter)
+            if self.watch.hooks:
+                self.watch.tell(HandedOver(self.kind, self.name, "task"))
             if hold.length * 1000 < terms.claim and not hold.renewing:
                 self.renew(hold)  # the one before had it on a shorter lease
             half_used = hold.last_fence - hold.fence == PASSES // 2
@@ -262,7 +272,7 @@ class Cohort(Line):
         if type(reply) is not list:
             self.refused(request, reply, sent=call.attempts > 0)
             return
-        code, fence_or_place, ms, waiting, limit = reply
+        code, fence_or_place, ms, waiting, limit, *holder = reply
         if limit != self.limit:
             self.learn_limit(limit)
         if self.permits.declaration.unborn:
@@ -271,6 +281,7 @@ class Cohort(Line):
             self.granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
             request.queued = True
+            self._rival, self._rival_at = holder[0], call.sent
             if request.sleeps:
                 self.sleepers.notified(request)
             if fence_or_place and ms > 0:
@@ -349,6 +360,8 @@ class Cohort(Line):
         if waiter is None or waiter.gone:
             self.abandon(request.token)
             del self.client.homes[request.token]
+            if self.watch.hooks:
+                self.watch.tell(Skipped(self.kind, self.name))
             return
         if type(waiter) is Sleeper:
             self.sleepers.served(request)
@@ -407,6 +420,7 @@ class Cohort(Line):
         """Wake the waiter as the owner of this hold."""
         fence = hold.fence if self.block else None
         hold.lease = lease = Lease(self.what, hold, fence)
+        lease.since = time.monotonic()
         waiter.give(lease)
 
     def _enter(self) -> asyncio.AbstractEventLoop:
@@ -416,6 +430,7 @@ class Cohort(Line):
         terms = waiter.terms
         if terms.max_waiters is not None:
             self._check_room(terms.max_waiters)
+        waiter.since, waiter.task = time.monotonic(), asyncio.current_task()
         if terms.alone:
             waiter.request = self.ask_for(terms, waiter)
         else:
@@ -433,8 +448,27 @@ class Cohort(Line):
         others = max(self.waiting() - 1, 0)
         return (
             f"this process holds {len(self.holds)} of {self.limit} and has {others} others "
-            "waiting; info() tells who holds it"
+            f"waiting; {self.holder()}"
         )
+
+    def longest_waiting(self) -> Waiter | None:
+        """Of the tasks here that wait for it, the one that came first."""
+        own = (r.waiter for r in self.requests.values() if r.waiter and r.token not in self.asleep)
+        both = [*self.waiters, *own]
+        waiting = [each for each in both if each.since and not each.gone]
+        return min(waiting, key=lambda waiter: waiter.since, default=None)
+
+    def holder(self) -> str:
+        """Who holds it, or for longest of several here, in words, as far as this process knows."""
+        now = time.monotonic()
+        leases = [hold.lease for hold in self.holds.values() if hold.lease is not None]
+        if leases:
+            first = min(leases, key=lambda lease: lease.since)
+            return f"{first.holder()} of this process has held it for {now - first.since:.1f} s"
+        if not self._rival:
+            return "info() tells who holds it"
+        ago = max(now - self._rival_at, 0)
+        return f"held by {party(self._rival)}, as it was {ago:.1f} s ago"
 
     def _check_room(self, max_waiters: int) -> None:
         # Whom a free permit may already be on its way to does not count as waiting.
@@ -476,10 +510,13 @@ class Cohort(Line):
         if isinstance(call.reply, BaseException):
             self.client.keeper.failed(hold)
             return
-        code, fence, _, waiting, limit = call.reply
+        code, fence, _, waiting, limit, *holder = call.reply
         if code == 0:
-            self.lose(hold, "the store gave it to another or has forgotten it")
+            self.lose(hold, self._taken_by(*holder))
             return
+        if hold.failed and self.watch.hooks:
+            left = max(hold.deadline - time.monotonic(), 0.0)
+            self.watch.tell(RenewedLate(self.kind, self.name, left))
         if fence:
             # The holder keeps the fence it knows; the next one here gets the first of these.
             hold.fence, hold.last_fence = fence - 1, fence + self.block - 1
@@ -499,9 +536,18 @@ class Cohort(Line):
         lease = hold.lease
         self.drop(hold)
         if lease is not None:
-            lease.lose(reason)
-            self.client.lost(lease)
+            held = time.monotonic() - lease.since
+            lease.lose(f"{reason} (held for {held:.1f} s by {lease.holder()})")
+            self.client.lost(self, lease)
         self.stand()
+
+    def _taken_by(self, holder: bytes | str) -> str:
+        """Why the store does not know a hold of ours any more."""
+        if not self.block:  # of several holders it tells but one
+            return "the store gave it to another or has forgotten it"
+        if not holder:
+            return "the store has forgotten it: it lost its data, or the lease had ended there"
+        return f"the store gave it to {party(holder)}"
 
     def drop(self, hold: Hold) -> None:
         hold.lease = None
@@ -518,13 +564,15 @@ class Cohort(Line):
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
             return
-        held, waiting = (call.reply, 0) if type(call.reply) is int else call.reply
+        held, waiting, *holder = (1, 0) if type(call.reply) is int else call.reply
         self.note_waiting(waiting)
         if not held and call.attempts == 1:
-            lease.lose("the store gave it to another or has forgotten it")
-            self.client.lost(lease)
+            lease.lose(self._taken_by(*holder or [b""]))
+            self.client.lost(self, lease)
             reply.settle(lease.error())
         else:
+            if type(call.reply) is not int and held and self.watch.hooks:
+                self.watch.tell(HandedOver(self.kind, self.name, "process"))
             # Not held, but asked twice: the first time did it, and its answer was lost.
             reply.settle(None)
 
@@ -592,6 +640,7 @@ class Cohort(Line):
             lease = hold.lease
             if lease is not None:
                 lease.lose("its client was closed")
+                self.tell_lost(lease)
             if hold.notices and lease is not None:
                 self.sleepers.release(hold, lease)  # what it has notified is notified
                 continue

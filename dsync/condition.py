@@ -14,6 +14,7 @@ from dsync.lock import Lock
 from dsync.names import plain
 from dsync.reply import Reply
 from dsync.sleepers import LOST
+from dsync.telemetry import TimedOut, Woken
 
 __all__ = ["Condition"]
 
@@ -85,6 +86,7 @@ class Condition:
             timeout = checked_seconds("timeout", timeout)
         lock, sleepers = self._lock, self._sleepers
         before = self._lease("cannot wait on un-acquired lock")
+        began = time.monotonic()
         sleeper = sleepers.sleep(before, self._plain, lock._terms)
         lock._forget(before)
         timer = None
@@ -102,6 +104,13 @@ class Condition:
             assert sleeper.error is not None
             await self._without(before, sleeper.error, cancelled)
         lock._exchange(before, sleeper.lease)
+        line = lock._cohort
+        if line.watch.hooks:
+            line.tell_acquired(sleeper.lease, 0.0)
+            in_time = sleeper.notified or not sleeper.timed_out
+            if cancelled is None:
+                outcome = Woken if in_time else TimedOut
+                line.watch.tell(outcome("condition", self.name, time.monotonic() - began))
         if cancelled is not None:
             if sleeper.notified:
                 self._add_notice(sleeper.lease, 1)

@@ -36,6 +36,9 @@ class Event:
 
         The first call, or a wait, begins to keep this process informed; from then on what is known
         is as old as a message takes.  Awaited, the store's answer.
+
+        Raises:
+            StoreUnavailable: awaited, the store could not be asked.
         """
         return Reply(known=self._flag.is_set(), ask=self._flag.ask_is_set)
 
@@ -43,11 +46,18 @@ class Event:
         """Set it and wake everyone who waits, in all processes; awaited, that is confirmed.
 
         For the tasks of this process it is set at once.
+
+        Raises:
+            StoreUnavailable: awaited, it was not confirmed; it may have been set, or not.
         """
         return self._flag.change(True, self._ttl)
 
     def clear(self) -> Reply[None]:
-        """Unset it: from now on `wait()` waits; awaited, that is confirmed."""
+        """Unset it: from now on `wait()` waits; awaited, that is confirmed.
+
+        Raises:
+            StoreUnavailable: awaited, it was not confirmed; it may have been unset, or not.
+        """
         return self._flag.change(False, None)
 
     async def wait(self, timeout: float | None = None) -> Literal[True]:
@@ -65,7 +75,8 @@ class Event:
         """
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        await self._flag.wait(timeout, self._max_waiters)
+        wait, watch = self._flag.wait(timeout, self._max_waiters), self._flag.client.watch
+        await (watch.waking("event", self.name, wait) if watch.hooks else wait)
         return True
 
     def _waiting(self) -> int:

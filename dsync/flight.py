@@ -64,8 +64,8 @@ class Flight:
     def __init__(self, client: "Client", key: str) -> None:
         self.client = client
         self.key = key
-        self.what = f"single_flight {key!r}"
-        self.channel = tag(client.namespace, "flight", key)[1:-1]
+        self.what: str = f"single_flight {key!r}"
+        self.channel: str = tag(client.namespace, "flight", key)[1:-1]
         self._record = client.store.at("flight", key)
         # The task that works for all, or whose turn it is to; None only if nobody follows.
         self._pilot: asyncio.Task[Any] | None = None
@@ -194,6 +194,8 @@ class Flight:
         """Wait until the value lands, or until it is up to this process to compute it."""
         lease = await cohort.try_acquire(ask.terms)
         if lease is not None:
+            if cohort.watch.hooks:
+                self._tell_acquired(cohort, lease, 0.0)
             return None, lease
         left = ask.ends - time.monotonic()
         if left <= 0:
@@ -202,7 +204,11 @@ class Flight:
         radio = Radio(self, ask, cohort)
         self.client.listen(radio)
         try:
-            return None, await cohort.acquire(ask.terms, None if left == math.inf else left)
+            began = time.monotonic()
+            lease = await cohort.acquire(ask.terms, None if left == math.inf else left)
+            if cohort.watch.hooks:
+                self._tell_acquired(cohort, lease, time.monotonic() - began)
+            return None, lease
         except Landed as landed:
             return landed.landing, None
         except AcquireTimeout:
@@ -241,8 +247,13 @@ class Flight:
         except LeaseLost:
             return
         cohort.drop(hold)
+        cohort.tell_released(lease)
         release = cohort.permits.bury if hold.tombstone else cohort.permits.release
         release(hold.token, self._given_back)
+
+    def _tell_acquired(self, cohort: "Cohort", lease: Lease, waited: float) -> None:
+        lease.owner = asyncio.current_task()
+        cohort.tell_acquired(lease, waited)
 
     def _given_back(self, call: Call) -> None:
         if isinstance(call.reply, BaseException):
@@ -317,7 +328,7 @@ class Radio:
     """
 
     def __init__(self, flight: Flight, ask: Ask[Any], cohort: "Cohort") -> None:
-        self.channel = flight.channel
+        self.channel: str = flight.channel
         self.off = False  # the pilot waits no more
         self._flight = flight
         self._ask = ask

@@ -60,9 +60,11 @@ class Holding:
     async def _acquire(self, timeout: float | None) -> Lease:
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        lease = self._cohort.take()
+        line = self._cohort
+        lease = line.take()
         if lease is None:
-            lease = await self._cohort.acquire(self._terms, timeout)
+            acquire = line.acquire_watched if line.watch.hooks else line.acquire
+            lease = await acquire(self._terms, timeout)
         self._hold(lease)
         return lease
 
@@ -82,9 +84,12 @@ class Holding:
         Raises:
             StoreUnavailable: the store could not be asked; nothing is held past its lease.
         """
-        lease = self._cohort.take()
+        line = self._cohort
+        lease = line.take()
         if lease is None:
-            lease = await self._cohort.try_acquire(self._terms)
+            lease = await line.try_acquire(self._terms)
+            if line.watch.hooks:
+                line.tell_tried(lease)
         if lease is None:
             return False
         self._hold(lease)
@@ -164,7 +169,10 @@ class Holding:
 
     def _give_back(self, lease: Lease) -> Reply[None]:
         self._forget(lease)
-        return self._cohort.give_back(lease)
+        reply = self._cohort.give_back(lease)
+        if lease.told:
+            self._cohort.tell_released(lease)
+        return reply
 
     def _keep(self, lease: Lease) -> None:
         self._held.setdefault(lease.owner, []).append(lease)

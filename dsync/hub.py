@@ -19,6 +19,7 @@ from dsync.names import tag
 from dsync.reply import Reply
 from dsync.store import Call
 from dsync.subscription import Gap, Listening, Parcel, Subscription, drop_oldest
+from dsync.telemetry import Missed, Published, Received
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -43,11 +44,12 @@ class Hub:
 
     def __init__(self, client: "Client", name: str) -> None:
         self.client = client
+        self.name = name
         self.what = f"bus {name!r}"
         self.channel = tag(client.namespace, "bus", name)[1:-1]
         self._record = client.store.at("bus", name)
         # What is to be published, and who awaits it.
-        self._outbox: deque[tuple[bytes, Reply[None]]] = deque()
+        self._outbox: deque[tuple[str, bytes, Reply[None]]] = deque()
         self._publishing = False
         # Subscribers: by the one event they want, and those that want a pattern.
         self._by_event: dict[str, list[Subscription]] = {}
@@ -74,7 +76,7 @@ class Hub:
         """Send a message, behind all that were sent before."""
         self.client.enter()
         reply: Reply[None] = Reply(report=self.client.report)
-        self._outbox.append((quote(event, safe="").encode() + b" " + payload, reply))
+        self._outbox.append((event, quote(event, safe="").encode() + b" " + payload, reply))
         if not self._publishing:
             self._publish()
         return reply
@@ -82,16 +84,18 @@ class Hub:
     def _publish(self) -> None:
         messages: list[bytes] = []
         replies: list[Reply[None]] = []
+        events: list[str] = []
         size = 0
         while self._outbox and len(messages) < BATCH and size < BATCH_BYTES:
-            message, reply = self._outbox.popleft()
+            event, message, reply = self._outbox.popleft()
             messages.append(message)
             replies.append(reply)
+            events.append(event)
             size += len(message)
         self._publishing = True
         self._record.run(
             "bus_publish",
-            partial(self._published, replies),
+            partial(self._published, replies, events),
             publisher=self.client.client_id,
             batch=next(_numbers),
             sizes=" ".join(str(len(message)) for message in messages),
@@ -100,13 +104,17 @@ class Hub:
             remember=max(REMEMBER_MS, int(4000 * self.client.outage_timeout)),
         )
 
-    def _published(self, replies: list[Reply[None]], call: Call) -> None:
+    def _published(self, replies: list[Reply[None]], events: list[str], call: Call) -> None:
         self._publishing = False
         failed = call.reply if isinstance(call.reply, BaseException) else None
         if isinstance(failed, StoreUnavailable | ClientClosed):
             # Those behind it fail with it: each batch would wait for as long again.
-            replies.extend(reply for _, reply in self._outbox)
+            replies.extend(reply for _, _, reply in self._outbox)
             self._outbox.clear()
+        watch = self.client.watch
+        if failed is None and watch.hooks:
+            for event in events:
+                watch.tell(Published("bus", self.name, event))
         for reply in replies:
             reply.settle(failed)
         if self._outbox and not self._publishing:
@@ -313,10 +321,16 @@ class Hub:
     def _deliver(self, parcel: Parcel) -> None:
         for subscription in list(self._by_event.get(parcel.event, ())):
             if subscription.since < parcel.number:  # else it was stalled when this one came
-                subscription.put(parcel)
+                self._put(subscription, parcel)
         for subscription in list(self._by_pattern):
             if subscription.since < parcel.number and subscription.matches(parcel.event):
-                subscription.put(parcel)
+                self._put(subscription, parcel)
+
+    def _put(self, subscription: Subscription, parcel: Parcel) -> None:
+        watch = self.client.watch
+        if watch.hooks:
+            watch.tell(Received("bus", self.name, parcel.event))
+        subscription.put(parcel)
 
     def _lost(self, missed: int | None) -> None:
         if self._stalled:
@@ -373,6 +387,12 @@ class Hub:
         """A callback's subscription has lost messages, and nobody asked to be told."""
         missed = "an unknown number of" if gap.missed is None else gap.missed
         log.warning("%s: a callback has missed %s messages", self.what, missed)
+
+    def tell_missed(self, gap: Gap) -> None:
+        """A subscriber is about to see a gap."""
+        watch = self.client.watch
+        if watch.hooks:
+            watch.tell(Missed("bus", self.name, gap.missed))
 
     def report(self, error: BaseException) -> None:
         """Something went wrong that nobody awaits."""

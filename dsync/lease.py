@@ -66,7 +66,7 @@ class Lease:
 
     __slots__ = (
         "_cancelling", "_event", "_paused", "_reason", "_task", "fence", "hold", "outer", "owner",
-        "released", "what",
+        "released", "since", "told", "what",
     )  # fmt: skip
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
@@ -74,6 +74,8 @@ class Lease:
         self.hold = hold  # None: it cannot be lost (dsync.local)
         self.fence = fence
         self.released = False  # of those that have no hold
+        self.since = 0.0  # when it was granted, time.monotonic(); of those that have a hold
+        self.told = False  # hooks have heard that it began, and not yet that it has ended
         self.owner: asyncio.Task[object] | None = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
@@ -106,6 +108,17 @@ class Lease:
             if self._reason is not None:
                 self._event.set()
         return self._event
+
+    def holder(self) -> str:
+        """The task that has it, for messages."""
+        if self.owner is None:
+            return "a task"
+        return f"task {self.owner.get_name()!r}"
+
+    @property
+    def reason(self) -> str:
+        """Why it was lost; "" as long as it is not."""
+        return self._reason or ""
 
     def error(self) -> LeaseLost:
         """The LeaseLost that says what happened to it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dsync.errors import AcquireTimeout, DsyncError
 from dsync.lease import Lease, Terms
 from dsync.reply import Reply
+from dsync.telemetry import Acquired, Lost, Refused, Released, TimedOut, Watch
 
 if TYPE_CHECKING:
     from dsync.request import Request
@@ -20,12 +21,16 @@ DONE: Reply[None] = Reply(None)
 class Waiter:
     """A task that waits: its future gets a Lease, None (it would have to wait), or an error."""
 
-    __slots__ = ("future", "request", "terms")
+    __slots__ = ("future", "request", "since", "task", "terms", "warned")
 
     def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
         self.future = future
         self.terms = terms
         self.request: Request | None = None  # its own in the store, where it shares none
+        # Of those that wait for a store.
+        self.since = 0.0  # time.monotonic()
+        self.task: asyncio.Task[object] | None = None
+        self.warned = False  # that it waits for long
 
     @property
     def gone(self) -> bool:
@@ -93,6 +98,8 @@ class Line:
         self.what = what  # for messages: "lock 'invoices'"
         # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
         self.waiters: deque[Waiter] = deque()
+        self.kind = self.name = ""
+        self.watch = Watch()
 
     async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
         """Wait for a lease that is ours when this returns.  Nothing stays behind if it raises."""
@@ -128,6 +135,52 @@ class Line:
     async def try_acquire(self, terms: Terms) -> Lease | None:
         """A lease if that needs no waiting, else None."""
         raise NotImplementedError
+
+    # -- what is told ---------------------------------------------------------------------------
+
+    async def acquire_watched(self, terms: Terms, timeout: float | None) -> Lease:
+        """`acquire`, and how it ended is told."""
+        began = time.monotonic()
+        try:
+            lease = await self.acquire(terms, timeout)
+        except AcquireTimeout:
+            self.watch.tell(TimedOut(self.kind, self.name, time.monotonic() - began))
+            raise
+        self.tell_acquired(lease, time.monotonic() - began)
+        return lease
+
+    def tell_tried(self, lease: Lease | None) -> None:
+        """The task that runs has tried, without waiting, and holds the lease, or none."""
+        if lease is None:
+            self.watch.tell(Refused(self.kind, self.name, None))
+        else:
+            self.tell_acquired(lease, 0.0)
+
+    def tell_acquired(self, lease: Lease, waited: float) -> None:
+        """The task that runs holds the lease."""
+        lease.told = True
+        task = asyncio.current_task()
+        name = "" if task is None else task.get_name()
+        self.watch.tell(Acquired(self.kind, self.name, waited, name, lease.fence))
+
+    def tell_released(self, lease: Lease) -> None:
+        """It has given it back; hooks that have not heard of the lease hear nothing."""
+        if lease.told:
+            lease.told = False
+            held, name = self._facts(lease)
+            self.watch.tell(Released(self.kind, self.name, held, name, lease.fence))
+
+    def tell_lost(self, lease: Lease, late: bool = False) -> None:
+        """It was lost; `late`: it had been given back before that was known."""
+        if lease.told or late:
+            lease.told = False
+            held, name = self._facts(lease)
+            reason = lease.reason
+            self.watch.tell(Lost(self.kind, self.name, held, name, lease.fence, reason, late))
+
+    def _facts(self, lease: Lease) -> tuple[float, str]:
+        name = "" if lease.owner is None else lease.owner.get_name()
+        return time.monotonic() - lease.since, name
 
     def take(self) -> Lease | None:
         """A lease at once, where this process has one to spare."""

@@ -4,7 +4,7 @@ import hashlib
 import socket
 from urllib.parse import quote, unquote
 
-__all__ = ["checked_name", "identify", "plain", "tag", "who"]
+__all__ = ["checked_name", "identify", "party", "plain", "tag", "who"]
 
 # A key is sent with every command, so a long name is cut and its digest put behind.
 LONGEST = 160
@@ -58,3 +58,13 @@ def who(token: str) -> tuple[str, str, str, int]:
     client = token.rpartition(".")[0]
     label, host, pid, _ = client.split(":")
     return client, unquote(label), unquote(host), int(pid)
+
+
+def party(token: str | bytes) -> str:
+    """Whose a token is, for messages: `label (host:pid)`."""
+    text = token if isinstance(token, str) else token.decode(errors="replace")
+    try:
+        _, label, host, pid = who(text)
+    except ValueError:  # nobody of ours has made it
+        return repr(text)
+    return f"{label} ({host}:{pid})"

@@ -41,6 +41,7 @@ class Quota:
         self, client: "Client", kind: str, name: str, what: str, rate: float, per: float, burst: int
     ) -> None:
         self.client = client
+        self.kind = kind
         self.what = what
         self._record = client.store.at(kind, name)
         self._declaration = Declaration(client, kind, name)

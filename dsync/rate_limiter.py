@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from dsync.arguments import checked_count, checked_seconds
+from dsync.telemetry import Refused, Taken
 
 if TYPE_CHECKING:
     from dsync.quota import Quota
@@ -92,7 +93,10 @@ class RateLimiter:
         self._check(amount)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
-        await self._quota.acquire(amount, timeout)
+        acquire, watch = self._quota.acquire(amount, timeout), self._quota.client.watch
+        if watch.hooks:
+            acquire = watch.taking(self._quota.kind, self.name, amount, acquire)
+        await acquire
         return True
 
     async def try_acquire(self, amount: int = 1) -> Decision:
@@ -104,10 +108,19 @@ class RateLimiter:
         """
         self._check(amount)
         allowed, wait, remaining, reset, *_ = await self._quota.try_acquire(amount)
+        watch = self._quota.client.watch
+        if watch.hooks:
+            kind, name = self._quota.kind, self.name
+            taken = Taken(kind, name, amount, 0.0)
+            watch.tell(taken if allowed else Refused(kind, name, wait / 1e6))
         return Decision(bool(allowed), remaining, wait / 1e6, reset / 1e6)
 
     async def info(self) -> RateLimiterInfo:
-        """What is in force and what is free, over all processes."""
+        """What is in force and what is free, over all processes.
+
+        Raises:
+            StoreUnavailable: the store could not be asked.
+        """
         wait, remaining, reset, reserved, epoch, rate, per, burst = await self._quota.look()
         if not epoch:  # nobody has used it of late
             return RateLimiterInfo(

@@ -45,6 +45,7 @@ class Sleepers:
         cohort.asleep[token] = request
         cohort.enlist(request)
         cohort.drop(hold)
+        cohort.tell_released(lease)
         lease.pause()
         done = partial(self._slept, request, hold, lease)
         self._yield_up(hold, condition, hold.notices.pop(condition, 0), token, done)
@@ -100,7 +101,7 @@ class Sleepers:
             if request.heir is not None:
                 cohort.leave(request.heir)
             lease.lose(LOST)
-            cohort.client.lost(lease)
+            cohort.client.lost(cohort, lease)
             assert request.waiter is not None
             request.waiter.fail(lease.error())
         else:
@@ -198,8 +199,8 @@ class Sleepers:
         request.resent = request.resent or call.attempts > 1
         forgotten = False
         if type(call.reply) is list:
-            code, _, ms, waiting, _, woken = call.reply
-            call.reply = call.reply[:5]
+            code, _, ms, waiting, _, woken, *_ = call.reply
+            _take_out(call)
             if code == 2:
                 request.asking = False
                 if request.token in cohort.requests:
@@ -226,7 +227,7 @@ class Sleepers:
             cohort.answered(request, call)
             return
         woken = call.reply[5] == 1
-        call.reply = call.reply[:5]
+        _take_out(call)
         if woken and request.token in cohort.requests:
             cohort.forget(request)
             if request.resent:
@@ -252,6 +253,11 @@ class Sleepers:
 def is_sleepers(token: str) -> bool:
     """Whether it is the token of a sleeper: `<client>.<counter>/<claim>/<condition>`."""
     return token.count("/") == 2
+
+
+def _take_out(call: Call) -> None:
+    """What is left of a reply of permit_wake is one of permit_acquire."""
+    del call.reply[5]
 
 
 def _nothing(call: Call) -> None:

@@ -21,15 +21,15 @@ class Call:
     __slots__ = ("attempts", "command", "done", "issued", "refused", "reply", "sent")
 
     def __init__(self, command: Any, done: "Done", issued: float) -> None:
-        self.command = command
-        self.done = done
-        self.issued = issued  # time.monotonic()
+        self.command: Any = command
+        self.done: Done = done
+        self.issued: float = issued  # time.monotonic()
         # When the attempt that was answered left, time.monotonic(): a lease counts from here,
         # never from the arrival of the reply.
-        self.sent = issued
+        self.sent: float = issued
         # How often it was sent and may have been carried out: > 1 means that an answer was lost.
-        self.attempts = 0
-        self.refused = False  # for a moment, and sent again
+        self.attempts: int = 0
+        self.refused: bool = False  # for a moment, and sent again
         self.reply: Any = None
 
 
@@ -59,6 +59,10 @@ class Inbox(Protocol):
 
     def gap(self) -> None:
         """Messages may have been lost: everybody who waits asks again."""
+        ...
+
+    def disconnected(self, trouble: BaseException) -> None:
+        """A connection has broken; `gap` follows when there is another."""
         ...
 
 

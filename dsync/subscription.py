@@ -71,8 +71,8 @@ class Subscription:
         self, hub: "Hub", pattern: str, codec: Codec, maxsize: int, overflow: Overflow
     ) -> None:
         self.pattern = pattern
-        self.event = literal(pattern)  # the one that it wants, if there is but one
-        self.matches = matcher(pattern)
+        self.event: str | None = literal(pattern)  # the one that it wants, if there is but one
+        self.matches: Callable[[str], bool] = matcher(pattern)
         self.maxsize = maxsize
         self.overflow = overflow
         self.closed: BaseException | None = None  # why it hears no more
@@ -118,6 +118,7 @@ class Subscription:
         while self._queue:
             item = self._queue.popleft()
             if isinstance(item, Gap):
+                self._hub.tell_missed(item)
                 return item
             was_full = self.full
             self._size -= 1

@@ -45,7 +45,7 @@ class Rig:
         self.kind = kind
         self.id = f"rig:{uuid.uuid4().hex[:12]}"
         self.pushes: list[tuple[list[bytes], float]] = []
-        self.gaps = 0
+        self.gaps = self.breaks = 0
         self.told: list[tuple[str, bytes]] = []  # on which channel, what
         self.tunings: list[tuple[str, BaseException | None]] = []
         self.own: Any = None  # the client that a pooled link uses
@@ -72,6 +72,9 @@ class Rig:
 
     def gap(self) -> None:
         self.gaps += 1
+
+    def disconnected(self, trouble: BaseException) -> None:
+        self.breaks += 1
 
     def news(self, channel: str, payload: bytes) -> None:
         self.told.append((channel, payload))

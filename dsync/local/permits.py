@@ -13,7 +13,8 @@ __all__ = ["TRANSITIONS", "Permits"]
 # What a transition sends to a process: -> how many listen (0: nobody there), as PUBLISH answers.
 Send = Callable[[str, list[bytes]], int]
 Listing = list[bytes | int]
-Transitions = dict[str, Callable[..., int | list[int] | list[int | Listing]]]
+Answer = list[int | bytes]
+Transitions = dict[str, Callable[..., int | Answer | list[int] | list[int | Listing]]]
 KEEP_MS = 7 * 24 * 3600 * 1000  # for which a record outlives its last use
 
 
@@ -28,15 +29,15 @@ class Permits:
     )  # fmt: skip
 
     def __init__(self, send: Send) -> None:
-        self.send = send
-        self.clock = 0  # ms; time as this record knows it, which never goes back
-        self.fence = 0
+        self.send: Send = send
+        self.clock: int = 0  # ms; time as this record knows it, which never goes back
+        self.fence: int = 0
         self.counted: int | None = None  # the last fence that was ahead of the time
         self.limit: int | None = None  # None: nobody has declared one, it counts as 1
-        self.extra = 0
-        self.stamp = 0
-        self.pinned = False
-        self.ticket = 0
+        self.extra: int = 0
+        self.stamp: int = 0
+        self.pinned: bool = False
+        self.ticket: int = 0
         self.holders: dict[str, int] = {}  # token -> end of lease, ms
         self.since: dict[str, int] = {}  # token -> ms
         self.waiters: dict[str, int] = {}  # token -> arrival, µs
@@ -62,6 +63,11 @@ class Permits:
     def next_end(self, now: int) -> int:
         """ms until the next lease ends, -1 where there is none."""
         return max(min(self.holders.values()) - now, 1) if self.holders else -1
+
+    def first(self, now: int = 0) -> bytes:
+        """Whose lease ends next after `now`, ms; b"" where there is none."""
+        live = [(end, token) for token, end in self.holders.items() if end > now]
+        return min(live, default=(0, ""))[1].encode()
 
     def drop(self, token: str) -> bool:
         self.since.pop(token, None)
@@ -111,12 +117,12 @@ class Step:
     __slots__ = ("block", "gone", "now", "permits", "quiet", "silence", "us")
 
     def __init__(self, permits: Permits, us: int, block: int = 0, silence: int = 0) -> None:
-        self.permits = permits
-        self.us = us
-        self.now = max(us // 1000, permits.clock)
-        self.block = block
-        self.silence = silence
-        self.quiet = silence // 4
+        self.permits: Permits = permits
+        self.us: int = us
+        self.now: int = max(us // 1000, permits.clock)
+        self.block: int = block
+        self.silence: int = silence
+        self.quiet: int = silence // 4
         self.gone: dict[str, bool] = {}  # processes that no message reaches
 
     def grant(self, token: str, lease: int) -> None:
@@ -196,7 +202,7 @@ class Step:
                 )  # fmt: skip
         return False
 
-    def take(self, token: str, lease: int, wait: int) -> list[int]:
+    def take(self, token: str, lease: int, wait: int) -> Answer:
         permits, now, process = self.permits, self.now, process_of(token)
         limit = permits.capacity()
         ends = permits.holders.get(token, 0)
@@ -221,7 +227,7 @@ class Step:
             place = 0 if next(iter(permits.waiters)) == token else 1
         if place == 0:
             permits.tell(process)
-        return [0, place, permits.next_end(now), len(permits.waiters), limit]
+        return [0, place, permits.next_end(now), len(permits.waiters), limit, permits.first()]
 
 
 def process_of(token: str) -> str:
@@ -240,7 +246,7 @@ def condition_of(token: str) -> str:
 def permit_acquire(
     permits: Permits, us: int, *, token: str, declared: int, stamp: int | str, lease: int,
     wait: int, block: int, inbox: str, silence: int,
-) -> int | list[int]:  # fmt: skip
+) -> int | Answer:  # fmt: skip
     step = Step(permits, us, block, silence)
     if stamp != 0 and not permits.pinned:
         mine = us if stamp == "" else int(stamp)
@@ -259,17 +265,18 @@ def permit_acquire(
 def permit_release(
     permits: Permits, us: int, *, token: str, block: int, inbox: str, silence: int,
     tombstone: int,
-) -> int | list[int]:  # fmt: skip
+) -> int | Answer:  # fmt: skip
     held = permits.drop(token)
     if not held:
         permits.waiters.pop(token, None)
     if not tombstone and not permits.waiters:
-        return int(held)
+        return 1 if held else [0, 0, permits.first()]
     step = Step(permits, us, block, silence)
     if tombstone:
         permits.refuse(token, step.now, tombstone)
     step.hand_over("", 0)
-    return [int(held), len(permits.waiters)]
+    waiting = len(permits.waiters)
+    return [1, waiting] if held else [0, waiting, permits.first()]
 
 
 def permit_yield(
@@ -303,7 +310,7 @@ def permit_yield(
 def permit_wake(
     permits: Permits, us: int, *, token: str, heir: str, lease: int, block: int, inbox: str,
     silence: int, tombstone: int,
-) -> list[int]:  # fmt: skip
+) -> Answer:  # fmt: skip
     step = Step(permits, us, block, silence)
     now = step.now
     if not heir and permits.asleep(token):
@@ -317,14 +324,15 @@ def permit_wake(
         if not permits.forget_sleeper(token):
             permits.refuse(token, now, tombstone)
         token = heir
-    return [*step.take(token, lease, 1), woken]
+    reply = step.take(token, lease, 1)
+    return [*reply[:5], woken, *reply[5:]]
 
 
-def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: int) -> list[int]:
+def permit_renew(permits: Permits, us: int, *, token: str, lease: int, block: int) -> Answer:
     step = Step(permits, us)
     limit = permits.capacity()
     if permits.holders.get(token, 0) <= step.now:
-        return [0, 0, 0, 0, limit]
+        return [0, 0, 0, 0, limit, permits.first(step.now)]
     permits.clock = step.now
     permits.holders[token] = step.now + lease
     fence = 0

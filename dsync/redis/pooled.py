@@ -193,10 +193,12 @@ class PooledLink(Link):
                         for channel in self.channels - self._confirmed:
                             self._refuse(channel)
                         continue
-                    self.listening = False
                     if not confirmed.done():
                         confirmed.set_exception(exc)
                         return
+                    if self.listening:
+                        self.inbox.disconnected(exc)
+                    self.listening = False
                     await asyncio.sleep(self.backoff(5))
                     continue
                 if message is None:

@@ -263,6 +263,7 @@ class Wire(Link):
         self._backlog.extendleft(c for c in reversed(self._inflight) if c not in gone)
         self._inflight.clear()
         self._connect()
+        self.inbox.disconnected(exc)
 
     def _hang_up(self, trouble: BaseException) -> None:
         if self._connection is not None:

@@ -225,7 +225,7 @@ async def test_when_it_is_taken_away_the_command_is_ended(shell: Shell) -> None:
             assert await client.lock(shell.name).force_release()
         output, error = process.communicate(timeout=15)
     assert (output, process.returncode) == ("tidied\n", 75)
-    says = f"dsync lock: lock {shell.name!r} was lost: it was released by force; COMMAND is ended\n"
+    says = f"dsync lock: lock {shell.name!r} was lost: it was released by force (held for "
     assert error.startswith(says)
 
 

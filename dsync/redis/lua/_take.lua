@@ -38,7 +38,7 @@ local function take(token, lease, wait)
     place = 0
     tell(process_of(token))
   end
-  local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
-  local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
-  return {0, place or -1, ms, redis.call('ZCARD', waiters), limit}
+  local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
+  local ms = first[2] and math.max(tonumber(first[2]) - now, 1) or -1
+  return {0, place or -1, ms, redis.call('ZCARD', waiters), limit, first[1] or ''}
 end

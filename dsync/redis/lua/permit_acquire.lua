@@ -3,9 +3,10 @@
 -- Returns    fence                               a lock was free and nobody waited: the caller holds
 --                                                it for `lease` ms
 --            {1, fence, lease, waiting, limit}   the caller holds a permit for `lease` ms
---            {0, place, ms, waiting, limit}      it waits as the next (0) or behind others (1), or
+--            {0, place, ms, waiting, limit, holder}
+--                                                it waits as the next (0) or behind others (1), or
 --                                                does not wait (-1); ms: until the next lease
---                                                ends, -1 where there is none
+--                                                ends, -1 where there is none; holder: whose it is
 --            {-1, 0, 0, 0, limit}                refused: the token has left before it came
 -- Invariant  live holders <= limit, unless the limit shrank; a token holds or waits, never both;
 --            nobody gets a permit while somebody who came earlier waits and is there.

@@ -1,8 +1,9 @@
 -- Give a permit back or leave the queue: afterwards the token neither holds nor waits, and those
 -- waiting have been served.  Safe to repeat: a token that is gone touches nobody.
 --
--- Returns    {held, waiting}   held: 1 if it held a permit until now, else 0
---            held              the same, and nobody waits
+-- Returns    {1, waiting}           it held a permit until now
+--            1                      the same, and nobody waits
+--            {0, waiting, holder}   it did not; holder: whose lease ends next, '' where nobody holds
 -- Invariant  the queue's head owns the permit before anybody else can ask for it.
 
 local state     = KEYS[1]            -- hash, as in permit_acquire
@@ -19,13 +20,17 @@ local tombstone = tonumber(ARGV[5])  -- ms for which an acquire of this token is
 
 -- This write comes first: after it a server out of memory still lets the rest happen.
 local held = redis.call('ZREM', holders, token)
+local function outcome(waiting)
+  if held == 1 then return {1, waiting} end
+  return {0, waiting, redis.call('ZRANGE', holders, 0, 0)[1] or ''}
+end
 if held == 0 then
   redis.call('ZREM', waiters, token)
 elseif block == 0 then
   redis.call('HDEL', since, token)
 end
 if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
-  return held
+  return held == 1 and 1 or outcome(0)
 end
 
 -- include: now
@@ -38,4 +43,4 @@ if tombstone > 0 then
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
-return {held, redis.call('ZCARD', waiters)}
+return outcome(redis.call('ZCARD', waiters))

@@ -1,7 +1,8 @@
 -- Let a permit end `lease` ms from now.  Never brings back one that is gone.  Safe to repeat.
 --
 -- Returns    {1, fence, lease, waiting, limit}   it is held; fence: the first of a new block, or 0
---            {0, 0, 0, 0, limit}                 it is lost
+--            {0, 0, 0, 0, limit, holder}         it is lost; holder: whose lease ends next, '' where
+--                                                nobody holds
 -- Invariant  a lease that has ended stays ended.
 
 local state   = KEYS[1]              -- hash, as in permit_acquire
@@ -16,7 +17,8 @@ local block   = tonumber(ARGV[3])    -- fences to reserve anew; 0: none
 
 local ends = tonumber(redis.call('ZSCORE', holders, token))
 if not ends or ends <= now then
-  return {0, 0, 0, 0, limit}
+  local others = redis.call('ZRANGEBYSCORE', holders, '(' .. now, '+inf', 'LIMIT', 0, 1)
+  return {0, 0, 0, 0, limit, others[1] or ''}
 end
 -- PEXPIRE first: after it a server out of memory still lets the rest happen.
 local ttl = math.max(redis.call('PTTL', holders), 2 * lease)

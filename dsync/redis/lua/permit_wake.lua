@@ -3,7 +3,7 @@
 --
 -- Returns    {2, 0, ms, waiting, limit, 0}   it sleeps; ms: until the holder's lease ends, -1 none
 --            or what permit_acquire does, of the sleeper and 0 (it has been notified) or 2 (it was
---            forgotten, and takes itself for notified), or of the heir and 1
+--            forgotten, and takes itself for notified), or of the heir and 1: the sixth
 -- Invariant  a sleeper sleeps, waits, holds, or has an heir that does, never two of these.
 
 local state     = KEYS[1]            -- hash, as in permit_acquire
@@ -48,5 +48,6 @@ if heir ~= '' and not notified then
   token = heir
 end
 local reply = take(token, lease, '1')
+reply[7] = reply[6]
 reply[6] = woken
 return reply

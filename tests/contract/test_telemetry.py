@@ -1,0 +1,364 @@
+"""What hooks are told, and who is named in errors and warnings."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import dsync
+from dsync import telemetry
+from dsync.testing import cut, heal
+from tests.conftest import World, settled
+
+
+class Ear:
+    """A hook that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[telemetry.Happening] = []
+
+    def __call__(self, happening: telemetry.Happening) -> None:
+        self.told.append(happening)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [each for each in self.told if type(each) is kind]
+
+    def names(self) -> list[str]:
+        return [type(each).__name__ for each in self.told]
+
+
+@pytest.fixture
+def ear() -> Ear:
+    return Ear()
+
+
+async def test_a_lock_tells_who_acquired_it_and_who_gave_it_back(world: World, ear: Ear) -> None:
+    async def work() -> int:
+        async with client.lock("x") as lease:
+            assert lease.fence is not None
+            return lease.fence
+
+    client = world.client(on_event=ear)
+    fence = await asyncio.create_task(work(), name="worker 7")
+    acquired, released = ear.told
+    assert isinstance(acquired, telemetry.Acquired)
+    assert isinstance(released, telemetry.Released)
+    for each in (acquired, released):
+        assert (each.kind, each.name, each.task, each.fence) == ("lock", "x", "worker 7", fence)
+    assert acquired.waited >= 0
+    assert released.held >= 0
+
+
+async def test_waits_and_holds_are_told_in_seconds(world: World, ear: Ear) -> None:
+    client, lock = world.client(on_event=ear), world.client().lock("x")
+    await lock.acquire()
+    waiting = asyncio.create_task(client.lock("x").acquire())
+    await asyncio.sleep(0.05)
+    await lock.release()
+    await waiting
+    (acquired,) = ear.told
+    assert isinstance(acquired, telemetry.Acquired)
+    assert 0.04 < acquired.waited < 10
+
+
+async def test_a_pass_within_a_process_and_one_to_another_are_told_apart(
+    world: World, ear: Ear
+) -> None:
+    client, other = world.client(on_event=ear), world.client()
+    lock = client.lock("x")
+    await lock.acquire()
+    here = asyncio.create_task(lock.acquire())
+    await asyncio.sleep(0)
+    await lock.release()
+    await here
+    there = asyncio.create_task(other.lock("x").acquire())
+    await settled(lambda: client._cohorts["lock", "x"]._contended is not None, "it is told")
+    await lock.release()
+    await there
+    assert [each.to for each in ear.of(telemetry.HandedOver)] == ["task", "process"]
+
+
+async def test_tries_and_timeouts_are_told(world: World, ear: Ear) -> None:
+    client, holder = world.client(on_event=ear), world.client().semaphore("x")
+    semaphore = client.semaphore("x")
+    assert await semaphore.try_acquire()
+    await semaphore.release()
+    await holder.acquire()
+    assert not await semaphore.try_acquire()
+    for timeout in (0, 0.02):
+        with pytest.raises(dsync.AcquireTimeout):
+            await semaphore.acquire(timeout=timeout)
+    assert ear.names() == ["Acquired", "Released", "Refused", "TimedOut", "TimedOut"]
+    assert {(each.kind, each.name) for each in ear.told} == {("semaphore", "x")}
+    assert ear.of(telemetry.TimedOut)[1].waited >= 0.015
+
+
+async def revoked(world: World, client: dsync.Client, lock: dsync.Lock) -> None:
+    assert await world.client().lock("x").force_release()
+
+
+async def closed(world: World, client: dsync.Client, lock: dsync.Lock) -> None:
+    await client.aclose()
+
+
+@pytest.mark.parametrize(("lose", "reason"), [(revoked, "by force"), (closed, "closed")])
+async def test_a_loss_is_told_once_with_its_reason(
+    world: World,
+    ear: Ear,
+    lose: Callable[[World, dsync.Client, dsync.Lock], Awaitable[None]],
+    reason: str,
+) -> None:
+    client = world.client(on_event=ear)
+    lock = client.lock("x")
+    await lock.acquire()
+    lease = lock.lease
+    assert lease is not None
+    await lose(world, client, lock)
+    await lease.lost.wait()
+    with pytest.raises(dsync.DsyncError):
+        await lock.release()
+    _, lost = ear.told
+    assert isinstance(lost, telemetry.Lost)
+    assert reason in lost.reason
+    assert not lost.late
+
+
+async def test_a_loss_that_the_release_finds_follows_it(world: World, ear: Ear) -> None:
+    client, thief = world.client(on_event=ear), world.client()
+    lock = client.lock("x")
+    await lock.acquire()
+    await thief._cohort("lock", "x", 1, fences=True).answer(
+        "permit_release", token=lock.lease.hold.token, tombstone=0  # type: ignore[union-attr]
+    )  # fmt: skip
+    await thief.lock("x").acquire()
+    with pytest.raises(dsync.LeaseLost, match=r"the store gave it to .+ \(.+:\d+\)"):
+        await lock.release()
+    if world.kind == "memory":  # it answers within the call
+        assert ear.names() == ["Acquired", "Lost"]
+    else:
+        assert ear.names() == ["Acquired", "Released", "Lost"]
+        assert ear.told[-1].late  # type: ignore[attr-defined]
+
+
+async def test_a_condition_tells_that_its_lock_was_given_back_meanwhile(
+    world: World, ear: Ear
+) -> None:
+    client = world.client(on_event=ear)
+    condition = client.condition("x")
+    async with condition:
+        with pytest.raises(dsync.WaitTimeout):
+            await condition.wait(timeout=0.02)
+        waiting = asyncio.create_task(notify(world.client().condition("x")))
+        await condition.wait()
+        await waiting
+    assert ear.names() == [
+        *("Acquired", "Released", "Acquired", "TimedOut"),
+        *("Released", "Acquired", "Woken", "Released"),
+    ]
+
+
+async def notify(condition: dsync.Condition) -> None:
+    async with condition:
+        condition.notify()
+
+
+async def test_events_barriers_and_flights_tell_how_their_waits_ended(
+    world: World, ear: Ear
+) -> None:
+    client = world.client(on_event=ear)
+    event, barrier = client.event("x"), client.barrier("x", 1)
+    with pytest.raises(dsync.WaitTimeout):
+        await event.wait(timeout=0.02)
+    await event.set()
+    await event.wait()
+    await barrier.wait()
+
+    async def compute() -> int:
+        return 7
+
+    assert await client.single_flight("x", compute, ttl=60) == 7
+    assert [(type(each).__name__, each.kind) for each in ear.told] == [
+        ("TimedOut", "event"), ("Woken", "event"), ("Woken", "barrier"),
+        ("Acquired", "single_flight"), ("Released", "single_flight"),
+    ]  # fmt: skip
+
+
+async def test_a_rate_limiter_tells_what_was_taken_and_refused(world: World, ear: Ear) -> None:
+    limiter = world.client(on_event=ear).rate_limiter("x", 1, per=3600, burst=3)
+    await limiter.acquire(2)
+    assert await limiter.try_acquire()
+    assert not await limiter.try_acquire()
+    with pytest.raises(dsync.AcquireTimeout):
+        await limiter.acquire(timeout=0.02)
+    first, second, refused, late = ear.told
+    assert isinstance(first, telemetry.Taken)
+    assert isinstance(second, telemetry.Taken)
+    assert (first.amount, second.amount) == (2, 1)
+    assert isinstance(refused, telemetry.Refused)
+    assert refused.retry_after is not None
+    assert refused.retry_after > 3000
+    assert isinstance(late, telemetry.TimedOut)
+
+
+async def test_a_bus_tells_what_it_sent_what_came_and_what_was_missed(
+    world: World, ear: Ear
+) -> None:
+    client = world.client(on_event=ear)
+    bus = client.event_bus()
+    async with bus.subscribe("a.*", maxsize=1) as messages:
+        for _ in range(3):
+            await bus.trigger("a.b", 1)
+        await settled(lambda: len(ear.of(telemetry.Received)) == 3, "all came")
+        await anext(messages)
+    assert [each.event for each in ear.of(telemetry.Published)] == ["a.b"] * 3
+    assert [each.missed for each in ear.of(telemetry.Missed)] == [2]
+
+
+async def test_a_broken_connection_is_told_and_how_long_it_took(real: World, ear: Ear) -> None:
+    client = real.client(on_event=ear)
+    await client
+    await settled(client.listening)
+    cut(client)
+    await settled(lambda: bool(ear.of(telemetry.Disconnected)), "it is told")
+    heal(client)
+    await settled(lambda: bool(ear.of(telemetry.Reconnected)), "it is told")
+    assert 0 < ear.of(telemetry.Reconnected)[0].outage < 10
+    real.leftovers_allowed = True
+
+
+async def test_what_begins_ends_exactly_once_whatever_happens(world: World, ear: Ear) -> None:
+    """Tasks that acquire, wait, are cancelled, time out and are robbed, at once."""
+    one, two = world.client(on_event=ear), world.client(on_event=ear)
+    thief = world.client()
+
+    async def work(client: dsync.Client, n: int) -> None:
+        for step in range(6):
+            condition = client.condition("x")
+            try:
+                async with asyncio.timeout(0.003 * (1 + (n * step) % 5)), condition:
+                    await asyncio.sleep(0.001 * (n % 3))
+                    condition.notify(n % 3)
+                    if n % 2:
+                        await condition.wait(0.002)
+            except (TimeoutError, dsync.DsyncError):
+                pass
+
+    tasks = [asyncio.create_task(work(client, n)) for n in range(8) for client in (one, two)]
+    stolen = thief.lock("x")
+    for _ in range(5):
+        await asyncio.sleep(0.003)
+        await thief._cohort("condition", "x", 1, fences=True).answer("permit_info")
+        await stolen.force_release()
+    await asyncio.gather(*tasks)
+    await one.aclose()
+    await two.aclose()
+    names = Counter(ear.names())
+    lost_late = sum(each.late for each in ear.of(telemetry.Lost))
+    assert names["Acquired"] == names["Released"] + names["Lost"] - lost_late
+    assert names["Acquired"] > 10
+
+
+async def test_a_hook_that_fails_is_reported_and_harms_nobody(
+    world: World, ear: Ear, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(happening: telemetry.Happening) -> None:
+        raise RuntimeError("not today")
+
+    async with world.client(on_event=[broken, ear]).lock("x"):
+        pass
+    assert ear.names() == ["Acquired", "Released"]
+    assert "the on_event hook" in caplog.text
+
+
+@pytest.mark.parametrize("hook", [7, [print, 7]])
+def test_what_is_no_hook_is_refused(hook: Any) -> None:
+    with pytest.raises(TypeError, match="on_event must be"):
+        dsync.connect("memory://", on_event=hook)
+
+
+# -- who is named ----------------------------------------------------------------------------------
+
+
+async def test_a_timeout_names_the_process_that_holds(world: World) -> None:
+    holder = world.client(label="night shift")
+    async with holder.lock("x"):
+        with pytest.raises(dsync.AcquireTimeout, match=r"held by night shift \(.+:\d+\), as it"):
+            await world.client().lock("x").acquire(timeout=0.5)
+
+
+async def test_a_timeout_names_the_task_that_holds(world: World) -> None:
+    lock = world.client().lock("x")
+
+    async def hold() -> None:
+        await lock.acquire()
+
+    await asyncio.create_task(hold(), name="sender")
+    with pytest.raises(dsync.AcquireTimeout, match="task 'sender' of this process has held it for"):
+        await lock.acquire(timeout=0.02)
+
+
+async def test_a_loss_names_the_task_and_how_long_it_held(world: World) -> None:
+    lock = world.client().lock("x")
+    await asyncio.create_task(lock.acquire(), name="sender")
+    lease = lock.lease
+    assert lease is not None
+    await world.client().lock("x").force_release()
+    await lease.lost.wait()
+    with pytest.raises(dsync.LeaseLost, match=r"\(held for \d+\.\d s by task 'sender'\)"):
+        await lock.release()
+
+
+async def test_a_slow_wait_is_logged_once_and_names_the_holder(
+    world: World, ear: Ear, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder = world.client(label="night shift")
+    client = world.client(slow_wait=0.2, on_event=ear)
+    async with holder.lock("x"):
+        waiting = asyncio.create_task(client.lock("x").acquire(), name="day shift")
+        leading = asyncio.create_task(lead(client))  # waiting is what candidates do
+        await settled(lambda: bool(ear.of(telemetry.SlowWait)), "it is noticed")
+        await asyncio.sleep(0.3)
+    await waiting
+    await leading
+    (slow,) = ear.of(telemetry.SlowWait)
+    assert (slow.kind, slow.name, slow.task) == ("lock", "x", "day shift")
+    assert slow.waited >= 0.2
+    assert slow.holder.startswith("held by night shift (")
+    said = [record for record in caplog.records if "has waited for" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING]
+    await client.lock("x").force_release()
+
+
+async def lead(client: dsync.Client) -> None:
+    async with client.leader("x"):
+        pass
+
+
+async def test_a_task_that_waits_for_itself_is_named_as_the_holder(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = world.client(slow_wait=0.1).lock("x")
+
+    async def twice() -> None:
+        async with lock, lock:
+            pass
+
+    task = asyncio.create_task(twice(), name="ouroboros")
+    await settled(lambda: "task 'ouroboros' has waited for" in caplog.text, "it is noticed")
+    assert "task 'ouroboros' of this process has held it for" in caplog.text
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_nobody_is_warned_of_who_asked_not_to_be(
+    world: World, ear: Ear, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client(slow_wait=None, on_event=ear)
+    async with world.client().lock("x"):
+        with pytest.raises(dsync.AcquireTimeout):
+            await client.lock("x").acquire(timeout=0.2)
+    assert not ear.of(telemetry.SlowWait)
+    assert "has waited for" not in caplog.text
