@@ -1,25 +1,25 @@
-"""Hub: one bus in this process: what it publishes, and who is told what it hears.
+"""Hub: one bus in this process: who is told what it hears.
 
 Every message of a bus has a number, so a hub that has heard n and hears n + 3 knows that two are
-lost; after a reconnect it asks for the last number.  What this process triggers leaves in batches,
-one at a time: each is published once and in order, whatever has to be sent again.
+lost; after a reconnect it asks for the last number.
 """
 
 import asyncio
 import logging
 from collections import deque
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+from dsync.backlog import Backlog
 from dsync.beat import Beat
-from dsync.errors import BadMessage, ClientClosed, StoreUnavailable
+from dsync.errors import BadMessage, ClientClosed
 from dsync.names import tag
+from dsync.outbox import Outbox
 from dsync.reply import Reply
 from dsync.store import Call
-from dsync.subscription import Gap, Listening, Parcel, Subscription, drop_oldest
-from dsync.telemetry import Missed, Published, Received
+from dsync.subscription import Gap, Listening, Parcel, Subscription
+from dsync.telemetry import Missed, Received
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -27,16 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Hub"]
 
 log = logging.getLogger("dsync")
-# Messages, bytes that are published in one step: it holds up the server for everybody.
-BATCH, BATCH_BYTES = 128, 256 * 1024
-REMEMBER_MS = 60_000  # for as long a repeated batch is known as one
-BACKLOG = 100_000  # messages that wait for a subscriber with overflow="block"
-SLICE = 64  # of them that are delivered in one go
 NAMES = 1024  # of events and publishers that are kept
 GRACE = 1.0  # seconds in which messages may still overtake an answer that came by another way
 Position = tuple[int, int]  # epoch, sequence
-# Of batches: never the same twice for a client, though a bus may get a new Hub.
-_numbers = count(1)
 
 
 class Hub:
@@ -48,20 +41,16 @@ class Hub:
         self.what = f"bus {name!r}"
         self.channel = tag(client.namespace, "bus", name)[1:-1]
         self._record = client.store.at("bus", name)
-        # What is to be published, and who awaits it.
-        self._outbox: deque[tuple[str, bytes, Reply[None]]] = deque()
-        self._publishing = False
+        self._outbox = Outbox(client, name, self._record, self.channel)
         # Subscribers: by the one event they want, and those that want a pattern.
         self._by_event: dict[str, list[Subscription]] = {}
         self._by_pattern: list[Subscription] = []
         self._blocking: list[Subscription] = []  # those with overflow="block"
-        # What waits until they have room, and how many of those were dropped.
-        self._stalled: deque[Parcel | Gap] = deque()
+        self._backlog = Backlog()  # what waits until they have room
         self._listening = False
         self._spell = 0  # how often we began to listen
         self._confirmed = False  # the server has said that we listen
         self._heard = 0  # messages
-        self._resuming = False  # the stalled are being delivered
         self._names: dict[bytes, str] = {}  # as they come -> as they are kept
         self._position: Position | None = None  # of the last message heard; None: not live yet
         self._going_live: list[asyncio.Future[None]] = []
@@ -70,55 +59,9 @@ class Hub:
         # It notices a connection on which nothing comes, and makes one where there is none.
         self._beat = Beat(client, self._on_beat)
 
-    # -- publishing -----------------------------------------------------------------------------
-
     def publish(self, event: str, payload: bytes) -> Reply[None]:
         """Send a message, behind all that were sent before."""
-        self.client.enter()
-        reply: Reply[None] = Reply(report=self.client.report)
-        self._outbox.append((event, quote(event, safe="").encode() + b" " + payload, reply))
-        if not self._publishing:
-            self._publish()
-        return reply
-
-    def _publish(self) -> None:
-        messages: list[bytes] = []
-        replies: list[Reply[None]] = []
-        events: list[str] = []
-        size = 0
-        while self._outbox and len(messages) < BATCH and size < BATCH_BYTES:
-            event, message, reply = self._outbox.popleft()
-            messages.append(message)
-            replies.append(reply)
-            events.append(event)
-            size += len(message)
-        self._publishing = True
-        self._record.run(
-            "bus_publish",
-            partial(self._published, replies, events),
-            publisher=self.client.client_id,
-            batch=next(_numbers),
-            sizes=" ".join(str(len(message)) for message in messages),
-            messages=b"".join(messages),
-            channel=self.channel,
-            remember=max(REMEMBER_MS, int(4000 * self.client.outage_timeout)),
-        )
-
-    def _published(self, replies: list[Reply[None]], events: list[str], call: Call) -> None:
-        self._publishing = False
-        failed = call.reply if isinstance(call.reply, BaseException) else None
-        if isinstance(failed, StoreUnavailable | ClientClosed):
-            # Those behind it fail with it: each batch would wait for as long again.
-            replies.extend(reply for _, _, reply in self._outbox)
-            self._outbox.clear()
-        watch = self.client.watch
-        if failed is None and watch.hooks:
-            for event in events:
-                watch.tell(Published("bus", self.name, event))
-        for reply in replies:
-            reply.settle(failed)
-        if self._outbox and not self._publishing:
-            self._publish()
+        return self._outbox.put(event, payload)
 
     # -- subscribers ----------------------------------------------------------------------------
 
@@ -155,7 +98,7 @@ class Hub:
         if not (self._by_event or self._by_pattern) and self._listening:
             self._listening = self._confirmed = False
             self._position = None
-            self._stalled.clear()
+            self._backlog.clear()
             self._early.clear()
             self._beat.stop()
             self.client.ignore(self)
@@ -242,7 +185,7 @@ class Hub:
         elif before is not None and before[0] == epoch and sequence < before[1]:
             # The server has lost its newest data: it gives numbers again that we have heard.
             self._position = epoch, sequence
-            self._lost(None)
+            self._backlog.pass_on(Gap(None), self)
         elif self.client.store.ordered:
             self._catch_up(epoch, sequence)
             self._all_live()
@@ -279,7 +222,7 @@ class Hub:
         else:
             missed = None  # the server has begun anew, and forgotten what it had published
         self._position = epoch, sequence
-        self._lost(missed)
+        self._backlog.pass_on(Gap(missed), self)
 
     def heard(self, payload: bytes) -> None:
         """A message; garbage raises ValueError."""
@@ -304,10 +247,7 @@ class Hub:
         self._heard += 1
         is_local = origin == self.client.client_id
         parcel = Parcel(event, data, origin, sequence, is_local, self._heard)
-        if self._stalled or self._must_wait(parcel):
-            self._stall(parcel)
-        else:
-            self._deliver(parcel)
+        self._backlog.pass_on(parcel, self)
 
     def _name(self, quoted: bytes) -> str:
         # What waits in queues has the same few names again and again: one object for each.
@@ -318,7 +258,24 @@ class Hub:
             name = self._names[quoted] = quoted.decode()
         return name
 
-    def _deliver(self, parcel: Parcel) -> None:
+    def resume(self) -> None:
+        """A subscriber that held up the others has room again."""
+        self._backlog.resume(self)
+
+    def must_wait(self, parcel: Parcel) -> bool:
+        """Whether a subscriber that wants it, and blocks, has no room."""
+        return any(s.full and s.matches(parcel.event) for s in self._blocking)
+
+    def deliver(self, item: Parcel | Gap) -> None:
+        """Put it into the queues of those who want it."""
+        if isinstance(item, Parcel):
+            self._deliver_message(item)
+            return
+        for subscription in self.subscribers():
+            if subscription.live:  # else it came after them
+                subscription.put_gap(item.missed)
+
+    def _deliver_message(self, parcel: Parcel) -> None:
         for subscription in list(self._by_event.get(parcel.event, ())):
             if subscription.since < parcel.number:  # else it was stalled when this one came
                 self._put(subscription, parcel)
@@ -331,55 +288,6 @@ class Hub:
         if watch.hooks:
             watch.tell(Received("bus", self.name, parcel.event))
         subscription.put(parcel)
-
-    def _lost(self, missed: int | None) -> None:
-        if self._stalled:
-            self._stall(Gap(missed))
-            return
-        for subscription in self.subscribers():
-            if subscription.live:  # else it came after them
-                subscription.put_gap(missed)
-
-    # -- waiting for those that want everything -------------------------------------------------
-
-    def _must_wait(self, parcel: Parcel) -> bool:
-        return any(s.full and s.matches(parcel.event) for s in self._blocking)
-
-    def _stall(self, item: Parcel | Gap) -> None:
-        last = self._stalled[-1] if self._stalled else None
-        if isinstance(last, Gap) and isinstance(item, Gap):
-            self._stalled[-1] = last + item
-            return
-        if len(self._stalled) >= BACKLOG:
-            drop_oldest(self._stalled)  # better a gap than no memory left
-        self._stalled.append(item)
-
-    def resume(self) -> None:
-        """A subscriber that held up the others has room again.
-
-        Some at a time: there may be very many.
-        """
-        if self._stalled and not self._resuming:
-            self._resuming = True
-            self._resume()
-
-    def _resume(self) -> None:
-        for _ in range(SLICE):
-            if not self._stalled:
-                break
-            item = self._stalled[0]
-            if isinstance(item, Parcel) and self._must_wait(item):
-                break
-            self._stalled.popleft()
-            if isinstance(item, Parcel):
-                self._deliver(item)
-            else:
-                for subscription in self.subscribers():
-                    subscription.put_gap(item.missed)
-        else:
-            asyncio.get_running_loop().call_soon(self._resume)
-            return
-        self._resuming = False
 
     # -- trouble --------------------------------------------------------------------------------
 

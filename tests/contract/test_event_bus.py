@@ -19,7 +19,7 @@ import redis.exceptions
 
 import dsync
 import dsync.local
-from dsync import Gap, Message, hub
+from dsync import Gap, Message, backlog, hub
 from tests.conftest import LOOP, ONE_CONNECTION, World, settled
 
 Item = Message | Gap
@@ -319,7 +319,7 @@ async def test_wait_for_does_not_return_what_was_stalled_before_it(world: World)
     async with bus.subscribe("x", maxsize=1, overflow="block") as events:
         for number in range(3):
             await bus.trigger("x", number)
-        await settled(lambda: len(bus._hub._stalled) == 2)
+        await settled(lambda: len(bus._hub._backlog) == 2)
         waiting = asyncio.create_task(bus.wait_for("x", timeout=5))
         await settled(lambda: len(bus._hub.subscribers()) == 2)
         await bus.trigger("x", 3)
@@ -935,7 +935,7 @@ async def test_a_callback_that_ends_its_task_is_called_with_what_waits(
     async with bus.subscribe("x") as events:
         for number in range(10):
             await bus.trigger("x", number)
-        await settled(lambda: len(bus._hub._stalled) == 7)
+        await settled(lambda: len(bus._hub._backlog) == 7)
         may_go.set()
         assert data(await take(events, 10)) == list(range(10))
     await settled(lambda: got == list(range(10)))
@@ -1260,7 +1260,7 @@ async def test_what_does_not_fit_is_counted_in_its_place(
         if overflow != "block":
             await take(end, 8)
         else:
-            await settled(lambda: len(bus._hub._stalled) == 5)
+            await settled(lambda: len(bus._hub._backlog) == 5)
         got = data(await take(events, 3))
         await bus.trigger("x", "then")
         got += data(await take(events, len(expected) - 3))
@@ -1337,7 +1337,7 @@ async def test_a_callback_with_block_gets_everything_and_only_this_bus_waits(
             await other.event_bus().trigger("x", number)
         await other.event_bus().trigger("y", "y")
         await settled(lambda: elsewhere == list(range(20)))
-        await settled(lambda: len(bus._hub._stalled) == 18)
+        await settled(lambda: len(bus._hub._backlog) == 18)
         await settled(lambda: sibling == [0, 1, 2])
         await client.event_bus("other").trigger("x", 1)
         assert data(await take(events, 1)) == [1]
@@ -1355,18 +1355,18 @@ async def test_a_blocker_that_leaves_lets_the_others_go_on(world: World) -> None
     async with bus.subscribe("*") as events:
         for number in range(5):
             await bus.trigger("x", number)
-        await settled(lambda: len(bus._hub._stalled) == 4)
+        await settled(lambda: len(bus._hub._backlog) == 4)
         blocker.cancel()
         assert data(await take(events, 5)) == list(range(5))
-        assert not bus._hub._stalled
+        assert not bus._hub._backlog
 
 
 async def test_what_waited_for_a_blocker_leaves_the_loop_to_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "SLICE", 10)
+    monkeypatch.setattr(backlog, "SLICE", 10)
     bus = world.client().event_bus()
-    waiting = bus._hub._stalled
+    waiting = bus._hub._backlog
     blocker = await bus.subscribe("x", maxsize=1, overflow="block")
     async with bus.subscribe("*") as events:
         for number in range(61):
@@ -1385,7 +1385,7 @@ async def test_what_waited_for_a_blocker_leaves_the_loop_to_others(
 async def test_what_waits_for_a_blocker_is_bounded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "BACKLOG", 10)
+    monkeypatch.setattr(backlog, "MOST", 10)
     client = world.client()
     bus, other = client.event_bus(), world.client().event_bus()
     async with (
@@ -1395,12 +1395,12 @@ async def test_what_waits_for_a_blocker_is_bounded(
         for number in range(50):
             await bus.trigger("x", number)
         await settled(lambda: bus._hub._heard == 50)
-        assert len(bus._hub._stalled) <= 11
+        assert len(bus._hub._backlog) <= 11
         for _ in range(30):  # gaps alone do not pass it either
             await lose(client, other, "y")
             client.gap()
             await client.check()
-        await settled(lambda: world.kind == "fakeredis" or len(bus._hub._stalled) <= 12)
+        await settled(lambda: world.kind == "fakeredis" or len(bus._hub._backlog) <= 12)
         async with asyncio.timeout(5):
             got, seen = [], 0
             while seen < 50:

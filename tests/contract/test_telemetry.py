@@ -246,19 +246,21 @@ async def test_what_begins_ends_exactly_once_whatever_happens(world: World, ear:
             except (TimeoutError, dsync.DsyncError):
                 pass
 
-    tasks = [asyncio.create_task(work(client, n)) for n in range(8) for client in (one, two)]
-    stolen = thief.lock("x")
-    for _ in range(5):
-        await asyncio.sleep(0.003)
-        await thief._cohort("condition", "x", 1, fences=True).answer("permit_info")
-        await stolen.force_release()
-    await asyncio.gather(*tasks)
+    stolen = thief.condition("x")._lock
+    while len(ear.of(telemetry.Acquired)) < 20 or not ear.of(telemetry.Lost):
+        tasks = [asyncio.create_task(work(client, n)) for n in range(8) for client in (one, two)]
+        for _ in range(5):
+            await asyncio.sleep(0.003)
+            await stolen.force_release()
+        await asyncio.gather(*tasks)
     await one.aclose()
     await two.aclose()
+    # Of releases whose tasks were cancelled while they awaited the answer.
+    assert all(isinstance(error, dsync.LeaseLost) for error in world.errors)
+    world.errors.clear()
     names = Counter(ear.names())
     lost_late = sum(each.late for each in ear.of(telemetry.Lost))
     assert names["Acquired"] == names["Released"] + names["Lost"] - lost_late
-    assert names["Acquired"] > 10
 
 
 async def test_a_hook_that_fails_is_reported_and_harms_nobody(

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import dsync
-from dsync import Gap, Message, hub
+from dsync import Gap, Message, outbox
 from dsync.redis.script import SCRIPTS
 from dsync.testing import Proxy
 from tests.conftest import World, settled
@@ -216,7 +216,7 @@ async def test_a_batch_is_known_again_for_as_long_as_it_may_be_repeated(
     real: World, proxy: Proxy, through: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which depends on `outage_timeout`."""
-    monkeypatch.setattr(hub, "REMEMBER_MS", 1)
+    monkeypatch.setattr(outbox, "REMEMBER_MS", 1)
     bus = through().event_bus()
     await bus.trigger("warm")
     async with real.client().event_bus().subscribe("n") as events:
@@ -411,7 +411,7 @@ async def test_all_that_waits_to_be_published_fails_when_the_server_is_gone(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not one batch after the other, each after another `outage_timeout`."""
-    monkeypatch.setattr(hub, "BATCH", 1)
+    monkeypatch.setattr(outbox, "BATCH", 1)
     bus = own_server.client(outage_timeout=0.4).event_bus()
     await bus.trigger("n", "warm")
     own_server.kill()
@@ -428,7 +428,7 @@ async def test_all_that_waits_to_be_published_fails_when_the_server_is_gone(
 async def test_a_client_that_closes_while_the_server_is_gone_fails_all_that_waits(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "BATCH", 1)
+    monkeypatch.setattr(outbox, "BATCH", 1)
     client = own_server.client(outage_timeout=0.4)
     bus = client.event_bus()
     await bus.trigger("n", "warm")
@@ -447,7 +447,7 @@ async def test_a_client_that_closes_sends_all_that_waits_as_long_as_there_are_an
     real: World, proxy: Proxy, through: Through, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it takes: `outage_timeout` is for a server that is silent."""
-    monkeypatch.setattr(hub, "BATCH", 1)
+    monkeypatch.setattr(outbox, "BATCH", 1)
     client, count = through(outage_timeout=0.6), 25
     bus = client.event_bus()
     await bus.trigger("warm")
