@@ -1,11 +1,13 @@
 """Every example in the documents runs, and every link leads somewhere."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -30,6 +32,18 @@ def blocks() -> list[tuple[str, str]]:
     ]
 
 
+def program(block: str, url: str = "memory://") -> str:
+    """The block as a program.  What does not begin with an import goes into the README's first."""
+    if block.startswith(("import", "from")):
+        return block
+    head, connect, tail = re.split(r"(?<=\n)(.*dsync\.connect\(.*\n)", blocks()[0][1])
+    if block.startswith(" "):  # a line to put in place of its likeness
+        assert "redis://" in block
+        return head + block + tail
+    end = tail.index("\n\n")
+    return head + connect.replace("memory://", url) + indent(block, " " * 8) + tail[end:]
+
+
 def run(program: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -46,19 +60,23 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings}
 
 
+# What the README has people put into the first example.
+JOBS = [block for _, block in blocks() if not block.startswith(("import", "from", " "))]
+
+
 @pytest.mark.parametrize(
     "block", [block for _, block in blocks()], ids=[where for where, _ in blocks()]
 )
 def test_examples_run(block: str, server_url: str) -> None:
-    if not block.startswith("import"):
-        # A line to put in place of its likeness in the first example.
-        first = blocks()[0][1]
-        changed = [line for line in first.splitlines() if "dsync.connect(" in line]
-        assert len(changed) == 1
-        block = first.replace(changed[0] + "\n", block)
-        assert "redis://" in block
-    block = block.replace("redis://localhost:6379", server_url)
-    done = run(block)
+    done = run(program(block).replace("redis://localhost:6379", server_url))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("job", JOBS, ids=range(len(JOBS)))
+def test_what_people_come_for_runs_on_a_server_too(job: str, server_url: str) -> None:
+    name = f'{server_url}", namespace="{uuid.uuid4().hex}'
+    done = run(program(job.replace("memory://", name), name))
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -95,6 +113,45 @@ def test_the_api_page_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     told = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
     assert set(dsync.__all__) - told == set()
+
+
+def test_the_table_of_calls_has_every_call_of_asyncio() -> None:
+    table = section("From asyncio, call by call")
+    for kind in ("Lock", "Semaphore", "BoundedSemaphore", "Event", "Condition", "Barrier"):
+        assert f"`{kind}(" in table
+        for call in dir(getattr(asyncio, kind)):
+            if not call.startswith("_"):
+                assert hasattr(getattr(dsync, kind), call), f"dsync.{kind} has no {call}"
+                assert re.search(rf"`(await )?{call}\b", table), f"the table has no {call}"
+
+
+def test_the_readmes_figures_are_those_that_were_measured() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    found = {
+        (workload, contender.removeprefix("redis.asyncio.").split(",")[0]): median
+        for workload, contender, _, median, *_ in rows(section("Everybody's figures", page))
+    }
+    head, *table = rows(section("Compared with other locks"))
+    workloads = {"free lock": "uncontended", "one lock": "one-lock"}
+    workloads |= {"hand-over": "hand-over", "500 tasks wait": "waiting"}
+    for what, *cells in table:
+        workload = workloads.pop(what.split(",")[0], None)
+        for who, cell in zip(head[1:], cells, strict=True) if workload else ():
+            measured = found.get((workload or "", {"redis-py": "Lock"}.get(who, who)), "")
+            assert cell.split(";")[0] == measured, f"{what}: {who}"
+    assert not workloads
+
+
+def section(heading: str, page: str = "") -> str:
+    """What a page, or else the README, says under it."""
+    page = page or (ROOT / "README.md").read_text()
+    return page.partition(f"# {heading}\n")[2].partition("\n##")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of its tables."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
