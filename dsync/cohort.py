@@ -572,7 +572,7 @@ class Cohort(Line):
             reply.settle(lease.error())
         else:
             if type(call.reply) is not int and held and self.watch.hooks:
-                self.watch.tell(HandedOver(self.kind, self.name, "process"))
+                self.watch.tell(HandedOver(self.kind, self.name, "store"))
             # Not held, but asked twice: the first time did it, and its answer was lost.
             reply.settle(None)
 

@@ -54,7 +54,7 @@ class Happening:
     Attributes:
         kind: "lock", "semaphore", "condition", "leader", "single_flight", "event", "barrier",
             "rate", "every" or "bus"; "client" for what concerns the connection.
-        name: as it was given to the factory; of the connection, the server's address.
+        name: as it was given to the factory; of the connection, the namespace.
     """
 
     kind: str
@@ -132,7 +132,9 @@ class Taken(Happening):
 class HandedOver(Happening):
     """A release has passed it on to who waited longest."""
 
-    to: Literal["task", "process"]  # one of this process, or another process
+    # "task": the next of this process, without the server; "store": whoever was next there, in
+    # most cases of another process.
+    to: Literal["task", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Watch:
     __slots__ = ("hooks",)
 
     def __init__(self, hooks: "Hook | Sequence[Hook] | None" = None) -> None:
-        several = hooks if isinstance(hooks, list | tuple) else () if hooks is None else (hooks,)
+        several = hooks if isinstance(hooks, Sequence) else () if hooks is None else (hooks,)
         for hook in several:
             if not callable(hook):
                 raise TypeError(f"on_event must be a callable or several in a list, got {hook!r}")

@@ -78,7 +78,7 @@ async def test_a_pass_within_a_process_and_one_to_another_are_told_apart(
     await settled(lambda: client._cohorts["lock", "x"]._contended is not None, "it is told")
     await lock.release()
     await there
-    assert [each.to for each in ear.of(telemetry.HandedOver)] == ["task", "process"]
+    assert [each.to for each in ear.of(telemetry.HandedOver)] == ["task", "store"]
 
 
 async def test_tries_and_timeouts_are_told(world: World, ear: Ear) -> None:
