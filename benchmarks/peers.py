@@ -45,7 +45,7 @@ PEERS = {
 }
 
 # What was looked at and cannot be measured beside dsync.
-LEFT_OUT = {"redis-semaphore-async": "0.0.4 requires redis==5.2.1; dsync needs redis>=8"}
+LEFT_OUT = {"redis-semaphore-async": "0.0.4 requires redis==5.2.1; dsync needs redis>=6.2"}
 
 
 def peer_of(contender: str) -> Peer | None:

@@ -34,6 +34,8 @@ html_show_copyright = False
 # What readers make themselves; all else is made by clients, and how is of no use to anybody.
 MADE_BY_READERS = {
     "dsync.Client",
+    "dsync.metrics.otel.OpenTelemetryHook",
+    "dsync.metrics.prometheus.PrometheusHook",
     "dsync.testing.History",
     "dsync.testing.Proxy",
     "dsync.testing.Span",

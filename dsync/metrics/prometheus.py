@@ -37,9 +37,9 @@ class PrometheusHook(Recorder):
 
     Args:
         registry: where the metrics are; the process's own, if not given.
-        template: what makes the label `name` of a name, as a callable, or as patterns such as
-            ["order:*"], of which the first that matches becomes the label.  Without it a `*` stands
-            for each number, run of eight or more hexadecimal digits, and UUID.
+        template: what makes the label `name` of a name, as a callable, or as a list of patterns such
+            as `order:*`, of which the first that matches becomes the label.  Without it a `*`
+            stands for each number, run of eight or more hexadecimal digits, and UUID.
         max_names: how many different labels `name` there may be; all further are "other".
 
     Raises:

@@ -11,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
+from dsync.errors import StoreUnavailable
 from dsync.redis.dial import Dialler, address, dialler_for, pool_for
 from dsync.redis.sentinel import SENTINEL_SCHEMES, address_of, dialler_of, watched, watched_by
 from dsync.redis.topology import CLUSTER_SCHEMES, Fleet, fleet_for, fleet_of
@@ -96,14 +97,17 @@ def _watched(pool: SentinelConnectionPool, client: Any, client_name: str, timeou
 
 
 def _embedded(directory: str | None, client_name: str, timeout: float) -> Route:
-    from dsync.server import Server, join_or_start
+    from dsync.server import Server, ServerMissing, join_or_start
 
     joined: list[Server] = []
 
     async def dial() -> Any:
         if not joined or not joined[0].alive:
             leave()
-            joined.append(await asyncio.to_thread(join_or_start, directory))
+            try:
+                joined.append(await asyncio.to_thread(join_or_start, directory))
+            except ServerMissing as missing:
+                raise StoreUnavailable(str(missing)) from missing
         return await dialler_for(pool_for(joined[0].url), client_name, timeout)()
 
     def leave() -> None:

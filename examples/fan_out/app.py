@@ -5,7 +5,8 @@
     curl -N localhost:8000/events
     curl -d '{"hello": "world"}' localhost:8000/publish
 
-Needs `pip install starlette uvicorn`.  Without $DSYNC_URL it brings a server of its own.
+Needs `pip install 'dsync-redis[web]'`.  Without $DSYNC_URL it brings a server of its own, which
+is in the extra [server].
 """
 
 import asyncio

@@ -7,8 +7,8 @@
 Each API key has RATE requests per PER seconds, whichever workers they reach; what is more gets 429.
 The whole fleet has CAP calls at a time to a slow service upstream; who finds no room soon gets 503.
 
-Needs `pip install starlette uvicorn httpx2`.  Without $DSYNC_URL it brings a server of its own,
-without $UPSTREAM_URL a pause stands for the service.
+Needs `pip install 'dsync-redis[web]' httpx2`.  Without $DSYNC_URL it brings a server of its own,
+which is in the extra [server]; without $UPSTREAM_URL a pause stands for the service.
 """
 
 import asyncio
