@@ -11,7 +11,7 @@ CANDIDATES := python3.13 python3.12 python3.11 python3.14 python3
 # Run it: a pyenv shim may be there and fail, a Debian python3 may lack ensurepip.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo serve test matrix containers check format docs bench chaos simulate clean
+.PHONY: help demo serve test matrix containers check format docs picture bench chaos simulate clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -38,6 +38,7 @@ check: .venv/.installed-dev ## ruff, mypy --strict and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict
 	$(BIN)/pyright
+	$(BIN)/python -m tests.public_api --types
 
 format: .venv/.installed-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix
@@ -45,6 +46,9 @@ format: .venv/.installed-dev ## let ruff mend what it can
 
 docs: .venv/.installed-docs ## the documentation site, into build/docs; warnings are errors
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs $(ARGS)
+
+picture: .venv/.installed-demo ## draw the pictures of the README anew, from real runs
+	$(BIN)/python -m docs.picture $(ARGS)
 
 bench: .venv/.installed-dev ## measure against floors, redis-py and peers; ARGS="--quick" takes a minute
 	$(BIN)/python -m benchmarks $(ARGS)

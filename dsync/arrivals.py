@@ -36,17 +36,17 @@ class Party:
     def __init__(
         self, future: "asyncio.Future[int]", token: str, parties: int, lease: float, once: bool
     ) -> None:
-        self.future = future
-        self.token = token
-        self.parties = parties
-        self.lease = lease
-        self.once = once  # now or not at all
-        self.sent = False  # its arrival is, or was, on its way
-        self.asking = False  # a question is on its way
-        self.again = False  # and another has to follow it
-        self.joined = False  # the store has said that it waits
-        self.passed = False  # and then that it need not; its task may have yet to run
-        self.resent = False  # a copy of the question may still arrive, much later
+        self.future: asyncio.Future[int] = future
+        self.token: str = token
+        self.parties: int = parties
+        self.lease: float = lease
+        self.once: bool = once  # now or not at all
+        self.sent: bool = False  # its arrival is, or was, on its way
+        self.asking: bool = False  # a question is on its way
+        self.again: bool = False  # and another has to follow it
+        self.joined: bool = False  # the store has said that it waits
+        self.passed: bool = False  # and then that it need not; its task may have yet to run
+        self.resent: bool = False  # a copy of the question may still arrive, much later
 
 
 class Arrivals:
@@ -54,8 +54,8 @@ class Arrivals:
 
     def __init__(self, client: "Client", name: str) -> None:
         self.client = client
-        self.what = f"barrier {name!r}"
-        self.broken = False  # as the store has told us last, or we the store
+        self.what: str = f"barrier {name!r}"
+        self.broken: bool = False  # as the store has told us last, or we the store
         # In order of arrival; a party stays until its task has run, whatever its future has got.
         # Its token is in the client's `homes` for as long.
         self.parties: dict[str, Party] = {}

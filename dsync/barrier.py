@@ -82,6 +82,9 @@ class Barrier:
         Sent at once, and what this process does next comes after it; awaited, it is confirmed.
         Those of a generation that is complete pass, even if they have yet to hear of that.  Those
         who wait for the next one meanwhile are broken, too; asyncio lets them wait on.
+
+        Raises:
+            StoreUnavailable: awaited, it was not confirmed; it may have been reset, or not.
         """
         return self._arrivals.change(abort=False)
 
@@ -90,6 +93,9 @@ class Barrier:
 
         Sent at once, and what this process does next comes after it; awaited, it is confirmed.
         Those of a generation that is complete pass, even if they have yet to hear of that.
+
+        Raises:
+            StoreUnavailable: awaited, it was not confirmed; it may have been broken, or not.
         """
         return self._arrivals.change(abort=True)
 

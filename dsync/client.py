@@ -46,7 +46,7 @@ __all__ = ["Client", "connect"]
 
 DEFAULT_TERMS = Terms()
 
-log = logging.getLogger("dsync")
+log: logging.Logger = logging.getLogger("dsync")
 ErrorHook = Callable[[BaseException], object]
 
 _clients: "WeakSet[Client]" = WeakSet()
@@ -109,15 +109,15 @@ class Client(Jobs):
     ) -> None:
         if url is not None and redis is not None:
             raise TypeError("give either a url or a redis client, not both")
-        self.namespace = checked_name(namespace, "namespace")
-        self.label = checked_name(label or _program() or "python", "label")
-        self.outage_timeout = checked_seconds("outage_timeout", outage_timeout, zero=False)
+        self.namespace: str = checked_name(namespace, "namespace")
+        self.label: str = checked_name(label or _program() or "python", "label")
+        self.outage_timeout: float = checked_seconds("outage_timeout", outage_timeout, zero=False)
         self._on_error = on_error
         self._on_lost = on_lost
-        self.watch = Watch(on_event)
+        self.watch: Watch = Watch(on_event)
         client_id = identify(self.label, os.getpid(), token_hex(6))
         self.store: Store = self._open(url, redis, client_id)
-        self.replicas = checked_count("replicas", replicas)
+        self.replicas: int = checked_count("replicas", replicas)
         self._new_cohort: Callable[..., Cohort] = Cohort
         if replicas:
             from dsync.redis.replicas import witness_for
@@ -125,7 +125,7 @@ class Client(Jobs):
             witness = witness_for(self.store, replicas, self.outage_timeout)
             self._new_cohort = partial(Witnessed, witness)
         self.client_id = client_id
-        self.keeper = Keeper()
+        self.keeper: Keeper = Keeper()
         # A cohort lives while somebody has an object of its name, waits or holds.
         self._cohorts: WeakValueDictionary[tuple[str, str], Cohort] = WeakValueDictionary()
         self._flags: WeakValueDictionary[str, Flag] = WeakValueDictionary()  # by channel
@@ -139,12 +139,12 @@ class Client(Jobs):
         # Every token of ours that asks or holds, and whose it is.
         self.homes: dict[str, Home] = {}
         # All beats of this client fall on one grid in time, each client's on another.
-        self.phase = uniform(0, BEAT)
+        self.phase: float = uniform(0, BEAT)
         self._probed = 0.0  # when somebody last saw to the connection, time.monotonic()
         self._warned: set[str] = set()
         self._checked = False  # how the server is set up
         self._counter = 0
-        self.declarations = Declarations()
+        self.declarations: Declarations = Declarations()
         self._patience = None if slow_wait is None else Patience(self, slow_wait)
         self._respondent: Respondent | None = None  # once somebody has asked
         self._broken_at: float | None = None  # since when a connection is broken
@@ -194,6 +194,9 @@ class Client(Jobs):
             on_lost: "cancel" the body of `async with`, or only "flag" the loss on the lease.
             fair: strict order of arrival over all processes.
             max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
         return Lock(self._cohort("lock", name, 1, fences=True), name, terms)
@@ -242,6 +245,9 @@ class Client(Jobs):
             name: any text but the empty one.
             ttl: seconds for which a `set()` of this object lasts at least; None: until a `clear()`.
             max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         checked_name(name)
         if ttl is not None:
@@ -267,6 +273,10 @@ class Client(Jobs):
         """The condition of this name over `lock`, a Lock of this client, or over one of its own.
 
         The keyword arguments are those of `lock()`, for its own; times are seconds.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; `lock` is another client's, or there
+                is one, and keyword arguments as well.
         """
         checked_name(name)
         terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
@@ -287,6 +297,9 @@ class Client(Jobs):
             name: any text but the empty one.
             parties: how many; all who wait at it have to agree on that.
             lease: seconds for which a waiting process that goes silent is counted on.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         checked_name(name)
         parties = checked_parties(parties)
@@ -305,6 +318,9 @@ class Client(Jobs):
             per: seconds.
             burst: units that may be taken at once, after a pause; by default what one period
                 brings.  1 spreads them evenly.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         return self._rate_limiter("rate", name, rate, per, burst)
 
@@ -332,6 +348,9 @@ class Client(Jobs):
                 anything with dumps and loads, or encode and decode (msgspec.msgpack, pickle:
                 that runs what is in a message, so only where you trust all who may publish).
             max_size: bytes; `trigger()` refuses larger data.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         checked_name(name)
         hub = Hub(self, name)
@@ -634,7 +653,7 @@ def connect(
     on_lost: LostHook | None = None,
     on_event: Hook | Sequence[Hook] | None = None,
 ) -> Client:
-    """A Client for this URL; see there for the arguments.
+    """A Client for this URL; the arguments and errors are those of `Client`.
 
     ::
 

@@ -25,7 +25,7 @@ from dsync.reply import Reply
 from dsync.request import Request
 from dsync.sleepers import Sleepers, is_sleepers
 from dsync.store import Arg, Call, Done
-from dsync.telemetry import HandedOver, RenewedLate, Skipped
+from dsync.telemetry import HandedOver, RenewedLate, Skipped, Watch
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -43,10 +43,10 @@ class Cohort(Line):
         self.client = client
         self.kind = kind
         self.name = name
-        self.watch = client.watch
-        self.permits = Permits(client, kind, name, value, fences)
-        self.block = self.permits.block  # fences that come with a grant
-        self.limit = value  # as the store has told us last
+        self.watch: Watch = client.watch
+        self.permits: Permits = Permits(client, kind, name, value, fences)
+        self.block: int = self.permits.block  # fences that come with a grant
+        self.limit: int = value  # as the store has told us last
         # `waiters` are the tasks without a request of their own.
         # By token, in order of asking.  A token is here or in `holds`, never in both, and in the
         # client's `homes` as long as it is in either.
@@ -59,7 +59,7 @@ class Cohort(Line):
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
         self._passes = 0
-        self.beat = Beat(client, self._keep_places)
+        self.beat: Beat = Beat(client, self._keep_places)
         self._turn = 0
         self._changing = 0  # calls of ours on their way that change the limit
         # The token of who holds it, of another process, as the store has told us, and when it did.

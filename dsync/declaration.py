@@ -47,7 +47,7 @@ class Declaration:
         self._kind = kind
         self._name = name
         self._revision = 0
-        self.unborn = False  # it was sent before the client knew when it was born
+        self.unborn: bool = False  # it was sent before the client knew when it was born
 
     def make(self, value: object) -> None:
         """This is what the newest object was made with."""

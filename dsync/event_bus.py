@@ -50,12 +50,14 @@ class EventBus:
     def trigger(self, event: str, data: Any = None) -> Reply[None]:
         """Tell everybody; awaited, the server has taken it.
 
+        Triggers leave in their order; other calls of this client may overtake those that nobody
+        awaits.  Await the last one before you release a lock or set an event by which others go on.
+
         Raises:
             TypeError, ValueError: the codec cannot encode the data, or they are larger than
                 `max_size` bytes; nothing was sent.
-
-        Triggers leave in their order; other calls of this client may overtake those that nobody
-        awaits.  Await the last one before you release a lock or set an event by which others go on.
+            StoreUnavailable: awaited, the server has not confirmed it, or does not let us publish;
+                it may have been heard, or not.
         """
         checked_name(event, "event")
         payload = self._codec.dumps(f"event {event!r}", data)
@@ -97,6 +99,10 @@ class EventBus:
             overflow: what goes when there are more: "drop_oldest", "drop_newest", or "block":
                 nothing, and all subscribers of this bus in this process wait for this one.
             on_gap: called with a Gap where messages were lost; by default that is logged.
+
+        Raises:
+            TypeError, ValueError: an argument cannot be used.
+            StoreUnavailable: awaited, the server could not be asked, or does not let us listen.
         """
         if callback is None:
 
@@ -139,6 +145,10 @@ class EventBus:
             event: a name or a pattern.
             maxsize: how many messages wait to be taken at most.
             overflow: as for `on`.
+
+        Raises:
+            TypeError, ValueError: an argument cannot be used.
+            StoreUnavailable: entered, the server could not be asked, or does not let us listen.
         """
         return Stream(self._hub, *self._checked(event, maxsize, overflow))
 

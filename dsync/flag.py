@@ -34,14 +34,14 @@ class Watcher:
     __slots__ = ("asked", "future", "known", "late", "noted", "once")
 
     def __init__(self, future: "asyncio.Future[None]", once: bool) -> None:
-        self.future = future
-        self.once = once  # it does not wait: now or not at all
+        self.future: asyncio.Future[None] = future
+        self.once: bool = once  # it does not wait: now or not at all
         # The generation when the wait began; None until the store has told it.
         self.noted: int | None = None
         # ... as this process knew it at the time, or as its own last change before left it.
         self.known: int | None = None
-        self.asked = False  # its look has left; until then our own changes keep it back
-        self.late = False  # its look does not leave with it
+        self.asked: bool = False  # its look has left; until then our own changes keep it back
+        self.late: bool = False  # its look does not leave with it
 
     def wake(self) -> None:
         if not self.future.done():
@@ -57,9 +57,9 @@ class Flag:
 
     def __init__(self, client: "Client", name: str) -> None:
         self.client = client
-        self.what = f"event {name!r}"
+        self.what: str = f"event {name!r}"
         self.waiters: dict[Watcher, None] = {}  # in order of arrival
-        self.channel = tag(client.namespace, "event", name)[1:-1]
+        self.channel: str = tag(client.namespace, "event", name)[1:-1]
         self._record = client.store.at("event", name)
         self._beat = Beat(client, self._beats)
         # As the store has told us last.

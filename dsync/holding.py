@@ -188,6 +188,9 @@ class Holding:
         """Whether an acquire would have to wait: at once, as far as this process knows.
 
         Awaited, the store's answer.
+
+        Raises:
+            StoreUnavailable: awaited, the store could not be asked.
         """
         return Reply(known=self._known_locked(), ask=self._ask_locked)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub"]
 
-log = logging.getLogger("dsync")
+log: logging.Logger = logging.getLogger("dsync")
 NAMES = 1024  # of events and publishers that are kept
 GRACE = 1.0  # seconds in which messages may still overtake an answer that came by another way
 Position = tuple[int, int]  # epoch, sequence
@@ -38,8 +38,8 @@ class Hub:
     def __init__(self, client: "Client", name: str) -> None:
         self.client = client
         self.name = name
-        self.what = f"bus {name!r}"
-        self.channel = tag(client.namespace, "bus", name)[1:-1]
+        self.what: str = f"bus {name!r}"
+        self.channel: str = tag(client.namespace, "bus", name)[1:-1]
         self._record = client.store.at("bus", name)
         self._outbox = Outbox(client, name, self._record, self.channel)
         # Subscribers: by the one event they want, and those that want a pattern.

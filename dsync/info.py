@@ -22,12 +22,12 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A place in the store's queue; one may stand for many tasks of its process."""
+    """A place in the store's queue; one may stand for many tasks.  Times are seconds."""
 
     label: str
     host: str
     pid: int
-    waited: float  # seconds
+    waited: float
     token: str
 
 

@@ -235,6 +235,9 @@ class Jobs:
             timeout: seconds to wait to be elected, then AcquireTimeout; None waits for ever.
             sigterm: resign at once on SIGTERM, where the program does not handle it: candidates
                 and leaders are cancelled, and when they have left, the process ends as ever.
+
+        Raises:
+            ValueError, TypeError: an argument cannot be used; the message names it.
         """
         return Election(_client(self), name, lease, timeout, sigterm)
 

@@ -21,13 +21,13 @@ __all__ = ["Election", "Leader"]
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who led at the moment of asking."""
+    """Who led at the moment of asking.  Times are seconds."""
 
     label: str
     host: str
     pid: int
     fence: int  # of its term: greater than those of all leaders before
-    held: float  # seconds since it was elected
+    held: float  # since it was elected
     is_me: bool  # whether it is this client
 
 
@@ -202,7 +202,7 @@ class Lookout:
     def __init__(self, client: "Client", channel: str) -> None:
         self.client = client
         self.channel = channel
-        self.beat = Beat(client, self._stir)
+        self.beat: Beat = Beat(client, self._stir)
         # It listens as long as there are any, or until the client closes.
         self._observers: set[asyncio.Event] = set()
 

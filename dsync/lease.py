@@ -70,12 +70,12 @@ class Lease:
     )  # fmt: skip
 
     def __init__(self, what: str, hold: "Hold | None", fence: int | None) -> None:
-        self.what = what  # "lock 'invoices'", for messages
-        self.hold = hold  # None: it cannot be lost (dsync.local)
-        self.fence = fence
-        self.released = False  # of those that have no hold
-        self.since = 0.0  # when it was granted, time.monotonic(); of those that have a hold
-        self.told = False  # hooks have heard that it began, and not yet that it has ended
+        self.what: str = what  # "lock 'invoices'", for messages
+        self.hold: Hold | None = hold  # None: it cannot be lost (dsync.local)
+        self.fence: int | None = fence
+        self.released: bool = False  # of those that have no hold
+        self.since: float = 0.0  # when it was granted, time.monotonic(); of those that have a hold
+        self.told: bool = False  # hooks have heard that it began, and not yet that it has ended
         self.owner: asyncio.Task[object] | None = None  # the task that acquired
         self._reason: str | None = None  # why it was lost
         self._event: asyncio.Event | None = None
@@ -199,21 +199,21 @@ class Hold:
     )  # fmt: skip
 
     def __init__(self, cohort: "Cohort", token: str, terms: Terms, fence: int) -> None:
-        self.cohort = cohort
-        self.token = token
-        self.terms = terms
-        self.fence = fence  # of the current lease
-        self.last_fence = fence + cohort.block - 1  # of the block that is reserved
-        self.tombstone = False  # an acquire of this token may still be under way
+        self.cohort: Cohort = cohort
+        self.token: str = token
+        self.terms: Terms = terms
+        self.fence: int = fence  # of the current lease
+        self.last_fence: int = fence + cohort.block - 1  # of the block that is reserved
+        self.tombstone: bool = False  # an acquire of this token may still be under way
         self.lease: Lease | None = None
         # How many waiters of which condition the holder has notified; the release takes it along.
         self.notices: dict[str, int] = {}
-        self.cap = _NEVER  # renewal does not pass it
-        self.length = 0.0  # seconds, as confirmed last
-        self.deadline = 0.0  # here
-        self.renew_at = 0.0
-        self.renewing = False  # a renewal is on its way
-        self.failed = False  # the last renewal was neither confirmed nor refused
+        self.cap: float = _NEVER  # renewal does not pass it
+        self.length: float = 0.0  # seconds, as confirmed last
+        self.deadline: float = 0.0  # here
+        self.renew_at: float = 0.0
+        self.renewing: bool = False  # a renewal is on its way
+        self.failed: bool = False  # the last renewal was neither confirmed nor refused
         self.round: dict[Hold, None] | None = None  # of the Keeper's; None: it was never confirmed
 
     def next_length(self) -> float:

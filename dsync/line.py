@@ -24,13 +24,13 @@ class Waiter:
     __slots__ = ("future", "request", "since", "task", "terms", "warned")
 
     def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
-        self.future = future
-        self.terms = terms
+        self.future: asyncio.Future[Lease | None] = future
+        self.terms: Terms = terms
         self.request: Request | None = None  # its own in the store, where it shares none
         # Of those that wait for a store.
-        self.since = 0.0  # time.monotonic()
+        self.since: float = 0.0  # time.monotonic()
         self.task: asyncio.Task[object] | None = None
-        self.warned = False  # that it waits for long
+        self.warned: bool = False  # that it waits for long
 
     @property
     def gone(self) -> bool:
@@ -55,13 +55,15 @@ class Sleeper(Waiter):
 
     __slots__ = ("error", "lease", "notified", "roused", "timed_out")
 
+    future: "asyncio.Future[Lease | None]"
+
     def __init__(self, future: "asyncio.Future[Lease | None]", terms: Terms) -> None:
         super().__init__(future, terms)
         self.lease: Lease | None = None
         self.error: BaseException | None = None
-        self.notified = False  # a notification was spent on it
-        self.roused = False  # it waits for no notification any more
-        self.timed_out = False
+        self.notified: bool = False  # a notification was spent on it
+        self.roused: bool = False  # it waits for no notification any more
+        self.timed_out: bool = False
 
     @property
     def gone(self) -> bool:
@@ -99,7 +101,7 @@ class Line:
         # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
         self.waiters: deque[Waiter] = deque()
         self.kind = self.name = ""
-        self.watch = Watch()
+        self.watch: Watch = Watch()
 
     async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
         """Wait for a lease that is ours when this returns.  Nothing stays behind if it raises."""

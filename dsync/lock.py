@@ -50,6 +50,7 @@ class Lock(Holding):
         Raises:
             NotHeld: this object does not hold the lock (a RuntimeError, as in asyncio).
             LeaseLost: it was ours and is not any more; nobody else's hold is touched.
+            StoreUnavailable: awaited, it was not confirmed; it ends with its lease at the latest.
         """
         return self._give_back(self._held_by_anyone())
 
@@ -74,7 +75,11 @@ class Lock(Holding):
         return lease.fence
 
     async def info(self) -> LockInfo:
-        """Who holds the lock and who waits for it, over all processes."""
+        """Who holds the lock and who waits for it, over all processes.
+
+        Raises:
+            StoreUnavailable: the store could not be asked.
+        """
         _, _, _, _, holding, waiting, fence = await self._cohort.answer("permit_info")
         holders = holders_of(holding)
         return LockInfo(
@@ -88,6 +93,9 @@ class Lock(Holding):
         """Take the lock away from whoever holds it now, who sees LeaseLost.
 
         True when this returns and it was held; the next waiter owns it then.
+
+        Raises:
+            StoreUnavailable: it was not confirmed; the holder may have lost it, or not.
         """
         *_, holding, _, _ = await self._cohort.answer("permit_info")
         if not holding:

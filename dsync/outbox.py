@@ -33,9 +33,9 @@ class Letter:
     __slots__ = ("event", "reply", "text")
 
     def __init__(self, event: str, payload: bytes, reply: Reply[None]) -> None:
-        self.event = event
-        self.text = quote(event, safe="").encode() + b" " + payload
-        self.reply = reply
+        self.event: str = event
+        self.text: bytes = quote(event, safe="").encode() + b" " + payload
+        self.reply: Reply[None] = reply
 
 
 class Outbox:

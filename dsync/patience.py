@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Patience"]
 
-log = logging.getLogger("dsync")
+log: logging.Logger = logging.getLogger("dsync")
 ENDLESS = ("leader",)  # kinds for which waiting is the ordinary case
 
 

@@ -24,8 +24,8 @@ class Permits:
         self._record = client.store.at(kind, name)
         self.block = PASSES if fences else 0
         self._fixed = fences  # a lock's limit is 1 and nobody declares another
-        self.declared = value
-        self.declaration = Declaration(client, kind, name)
+        self.declared: int = value
+        self.declaration: Declaration = Declaration(client, kind, name)
         if not fences:
             self.declaration.make(value)
         self._common: dict[str, Arg] = {
@@ -36,9 +36,9 @@ class Permits:
         # Bound once, used often: acquiring by its lease (trying, waiting), and releasing.
         self._acquires: tuple[dict[float, Bound], dict[float, Bound]] = ({}, {})
         release = partial(self._record.bind, "permit_release", **self._common)
-        self.release = release(tombstone=0)
+        self.release: Bound = release(tombstone=0)
         # The same, and a late copy of the token's acquire will be refused.
-        self.bury = release(tombstone=TOMBSTONE_MS)
+        self.bury: Bound = release(tombstone=TOMBSTONE_MS)
         self._stamped: int | str = 0
 
     def acquire(self, token: str, lease: float, wait: int, done: Done) -> None:

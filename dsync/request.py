@@ -14,13 +14,13 @@ class Request:
     )  # fmt: skip
 
     def __init__(self, token: str, terms: Terms, waiter: Waiter | None, wait: int = 1) -> None:
-        self.token = token
-        self.terms = terms
-        self.waiter = waiter  # None: whoever is next here
-        self.wait = wait  # 0: now or not at all
-        self.sleeps = False  # it is a sleeper's: notified, it waits for the lock
+        self.token: str = token
+        self.terms: Terms = terms
+        self.waiter: Waiter | None = waiter  # None: whoever is next here
+        self.wait: int = wait  # 0: now or not at all
+        self.sleeps: bool = False  # it is a sleeper's: notified, it waits for the lock
         self.heir: Request | None = None  # what a sleeper waits for the lock with unnotified
-        self.asking = False  # a question is on its way
-        self.again = False  # and another has to follow it
-        self.queued = False  # the store has said that it waits
-        self.resent = False  # a copy of the question may still arrive, much later
+        self.asking: bool = False  # a question is on its way
+        self.again: bool = False  # and another has to follow it
+        self.queued: bool = False  # the store has said that it waits
+        self.resent: bool = False  # a copy of the question may still arrive, much later

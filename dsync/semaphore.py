@@ -46,6 +46,8 @@ class Semaphore(Holding):
 
         Raises:
             LeaseLost: the permit was ours and is not any more.
+            StoreUnavailable: awaited, it was not confirmed; a permit that was held ends with its
+                lease at the latest, and a value to be raised may have been, or not.
         """
         lease = self._pick()
         if lease is None:
@@ -71,12 +73,19 @@ class Semaphore(Holding):
         """Set the value for everyone, and pin it: what processes were made with no longer counts.
 
         Growing serves those who wait; shrinking takes nobody's permit away.
+
+        Raises:
+            StoreUnavailable: it was not confirmed; the value may have been set, or not.
         """
         wanted = checked_count("value", value)
         await self._cohort.answer("permit_resize", wanted=wanted)
 
     async def info(self) -> SemaphoreInfo:
-        """The value, who holds permits and who waits, over all processes."""
+        """The value, who holds permits and who waits, over all processes.
+
+        Raises:
+            StoreUnavailable: the store could not be asked.
+        """
         limit, pinned, held, waits, holding, waiting, _ = await self._cohort.answer("permit_info")
         if limit < 0:  # nobody has used it yet
             limit = self._cohort.declared

@@ -126,5 +126,5 @@ async def _confirmed(clients: "set[Client]") -> None:
             await asyncio.gather(*(client.check() for client in clients))
 
 
-sigterm = Sigterm()
+sigterm: Sigterm = Sigterm()
 os.register_at_fork(after_in_child=sigterm.disown)

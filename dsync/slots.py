@@ -20,12 +20,12 @@ class Slot:
     __slots__ = ("amount", "at", "epoch", "kept", "position", "token")
 
     def __init__(self, token: str, amount: int, position: int, epoch: int, at: float) -> None:
-        self.token = token
-        self.amount = amount
-        self.position = position  # of its last unit, among all that were ever taken
-        self.epoch = epoch  # of the store's record
-        self.at = at  # time.monotonic()
-        self.kept = False  # it could not be handed back
+        self.token: str = token
+        self.amount: int = amount
+        self.position: int = position  # of its last unit, among all that were ever taken
+        self.epoch: int = epoch  # of the store's record
+        self.at: float = at  # time.monotonic()
+        self.kept: bool = False  # it could not be handed back
 
 
 class Waiter:
@@ -34,10 +34,10 @@ class Waiter:
     __slots__ = ("deadline", "future", "late", "slot")
 
     def __init__(self, future: "asyncio.Future[None]", deadline: float) -> None:
-        self.future = future
-        self.deadline = deadline  # time.monotonic()
+        self.future: asyncio.Future[None] = future
+        self.deadline: float = deadline  # time.monotonic()
         self.slot: Slot | None = None  # what it was served with
-        self.late = False  # its turn came too late once
+        self.late: bool = False  # its turn came too late once
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -52,12 +52,12 @@ class Line:
     # Every waiter is covered, by a slot or by a question on its way: asked + slots >= waiters.
 
     def __init__(self, amount: int) -> None:
-        self.amount = amount
+        self.amount: int = amount
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.slots: deque[Slot] = deque()  # in order of time
-        self.asked = 0
+        self.asked: int = 0
         self.timer: asyncio.TimerHandle | None = None
-        self.due = NEVER  # when it fires, time.monotonic()
+        self.due: float = NEVER  # when it fires, time.monotonic()
 
     def surplus(self) -> int:
         return len(self.slots) + self.asked - len(self.waiters)

@@ -43,13 +43,15 @@ __all__ = [
     "Woken",
 ]
 
-log = logging.getLogger("dsync")
+log: logging.Logger = logging.getLogger("dsync")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
     """Something has happened to the primitive of this kind and name, as this process sees it.
+
+    Times are seconds.
 
     Attributes:
         kind: "lock", "semaphore", "condition", "leader", "single_flight", "event", "barrier",

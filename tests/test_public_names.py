@@ -1,4 +1,4 @@
-"""What is public is listed, exists and is documented, and imports point one way."""
+"""What is public is listed and exists, and imports point one way."""
 
 import ast
 import importlib
@@ -6,10 +6,9 @@ import inspect
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -24,51 +23,6 @@ MODULES = sorted(
         if not module.name.endswith("__main__")
     ]
 )
-# Arguments that are times.
-SECONDS = {"lease", "max_hold", "outage_timeout", "per", "timeout", "ttl"}
-
-
-def functions() -> Iterator[tuple[str, Any]]:
-    """Every public function, method and property, by its dotted name."""
-    for name in dsync.__all__:
-        thing = getattr(dsync, name)
-        if not inspect.isclass(thing):
-            yield name, thing
-            continue
-        for attribute in dir(thing):
-            if attribute.startswith("_") and attribute != "__init__":
-                continue
-            value = inspect.getattr_static(thing, attribute)
-            if isinstance(value, staticmethod | classmethod):
-                value = value.__func__
-            if inspect.isfunction(value) or isinstance(value, property):
-                yield f"{name}.{attribute}", value
-
-
-def times(function: Callable[..., object]) -> set[str]:
-    """The names of its arguments that may be numbers."""
-    return {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if "float" in str(parameter.annotation)
-    }
-
-
-PUBLIC = {
-    name: value
-    for name, value in functions()
-    if (getattr(value, "__module__", None) or value.fget.__module__).startswith("dsync")
-}
-TIMED = sorted(
-    name for name, value in PUBLIC.items() if inspect.isfunction(value) and SECONDS & times(value)
-)
-
-
-def documentation(name: str) -> str:
-    """What help() shows; a constructor's arguments are described with its class."""
-    if name.endswith(".__init__"):
-        return inspect.getdoc(getattr(dsync, name.partition(".")[0])) or ""
-    return inspect.getdoc(PUBLIC[name]) or ""
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -112,29 +66,6 @@ def test_every_error_of_the_hierarchy_is_exported() -> None:
     for name in errors.__all__:
         assert issubclass(getattr(dsync, name), dsync.DsyncError)
         assert name in (errors.__doc__ or ""), f"{name} is missing in the tree"
-
-
-@pytest.mark.parametrize("name", sorted(dsync.__all__))
-def test_every_public_name_is_documented(name: str) -> None:
-    text = inspect.getdoc(getattr(dsync, name))
-    assert text
-    assert text.strip()
-    assert text.partition("\n")[0].endswith((".", ":")), "the first line is a sentence"
-
-
-@pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_every_public_method_is_documented(name: str) -> None:
-    assert documentation(name), f"{name} has no docstring"
-
-
-@pytest.mark.parametrize("name", TIMED)
-def test_what_takes_a_time_says_that_it_is_in_seconds(name: str) -> None:
-    text = documentation(name)
-    if "the rest as for `lock()`" in text:
-        text = documentation("Client.lock")
-    elif "see there for the arguments" in text:
-        text = documentation("Client.__init__")
-    assert "seconds" in text, f"{name} does not say what unit its times have"
 
 
 # -- imports --------------------------------------------------------------------------------------

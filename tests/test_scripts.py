@@ -11,7 +11,7 @@ import fakeredis
 import pytest
 import redis
 
-from dsync.local import barriers, buses, events, flights, permits, rates
+from dsync.local import barriers, buses, events, flights, permits, rates, rolls
 from dsync.local.store import TRANSITIONS
 from dsync.redis.script import SCRIPTS, TEXTS, Script
 from dsync.store import Arg
@@ -148,6 +148,7 @@ FAMILIES = {
     "bus": buses,
     "rate": rates,
     "flight": flights,
+    "roll": rolls,
 }
 
 

@@ -17,7 +17,7 @@ __all__ = ["main", "parser"]
 
 COMMANDS = (
     *("demo", "serve", "lock", "limit", "event", "bus"),
-    *("ls", "info", "release", "resize", "doctor", "bench", "completion"),
+    *("ls", "info", "top", "release", "resize", "web", "doctor", "bench", "completion"),
 )
 TAKE_A_COMMAND = ("lock", "limit")
 

@@ -65,15 +65,15 @@ class Child:
         os.set_blocking(
             self._guard.stdin.fileno(), False
         )  # one that stands still is not to stop us
-        self.group = self._guard.pid
+        self.group: int = self._guard.pid
         self._terminal = Terminal()
         self._process: subprocess.Popen[bytes] | None = None
         self.ended: asyncio.Future[int] = self._loop.create_future()  # -> its code, -N by signal N
         self._guarded = True
         self._ending = False
         self._closed = False
-        self.term_at = float("inf")  # when the guard ends it, time.monotonic()
-        self.kill_at = float("inf")
+        self.term_at: float = float("inf")  # when the guard ends it, time.monotonic()
+        self.kill_at: float = float("inf")
 
     def start(self, command: Sequence[str], environ: dict[str, str]) -> None:
         """Start it.  `live_until()` was called."""

@@ -27,7 +27,7 @@ class Errand:
     def __init__(self, args: argparse.Namespace, client: Client) -> None:
         self.args = args
         self.client = client
-        self.what = f"{'lock' if args.slots is None else 'semaphore'} {args.name!r}"
+        self.what: str = f"{'lock' if args.slots is None else 'semaphore'} {args.name!r}"
         self.thing: Lock | Semaphore
         if args.slots is None:
             self.thing = client.lock(args.name, lease=args.lease)
@@ -35,7 +35,7 @@ class Errand:
             self.thing = client.semaphore(args.name, args.slots, lease=args.lease)
         self.child: Child | None = None  # once it runs
         self.task: asyncio.Task[object] | None = None  # until it has run
-        self.interrupted = 0  # the signal that came before
+        self.interrupted: int = 0  # the signal that came before
 
     async def run(self) -> int:
         """-> the exit code"""

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from dsync.cli.options import Parsers, add_parser, emit, name, server, shown, talk
-from dsync.cli.records import KINDS, facts, lasting, state, there, who
+from dsync.cli.records import KINDS, add_tasks, facts, lasting, state, there, who
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -38,12 +38,14 @@ def run(args: argparse.Namespace) -> int:
     """Tell."""
 
     async def act(client: "Client") -> int:
-        for each in await there(client, args.name, args.kind):
-            known = await facts(client, each)
+        found = await there(client, args.name, args.kind)
+        known = {each: await facts(client, each) for each in found}
+        await add_tasks(client, known)
+        for what in known.values():
             if args.json:
-                emit(known)
+                emit(what)
             else:
-                _tell(known)
+                _tell(what)
         return 0
 
     return talk(args, act)

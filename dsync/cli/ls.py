@@ -5,7 +5,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dsync.cli.options import Parsers, add_parser, emit, server, shown, table, talk
-from dsync.cli.records import KINDS, facts, state, store_of
+from dsync.cli.records import KINDS, add_tasks, facts, state, store_of
 
 if TYPE_CHECKING:
     from dsync.client import Client
@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         known = await asyncio.gather(
             *(facts(client, each) for each in found), return_exceptions=True
         )
+        pairs = zip(found, known, strict=True)
+        readable = {each: what for each, what in pairs if not isinstance(what, BaseException)}
+        await add_tasks(client, readable)
         rows = []
         for each, what in zip(found, known, strict=True):
             if isinstance(what, BaseException):
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 what = {"kind": each.kind, "name": each.name, "error": text}
             else:
                 text, busy = state(what)
-            if args.busy and not busy:
+            if not busy and (args.busy or each.kind == "single_flight"):
                 continue
             if args.json:
                 emit(what)

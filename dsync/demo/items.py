@@ -24,7 +24,7 @@ class Queue:
         self._read = 0  # how far, in bytes
         self._fence = 0  # of the last line that counts
         self.items: deque[str] = deque()
-        self.most = 0  # items at once, so far
+        self.most: int = 0  # items at once, so far
         self.put_by: dict[str, int] = {}  # item -> worker
         self.taken_by: dict[str, int] = {}
 

@@ -84,7 +84,7 @@ class Play:
         workers: int,
         seconds: float,
     ) -> None:
-        self.scene = Scene()
+        self.scene: Scene = Scene()
         self._crew = crew
         self._journal = journal
         self._journals = journals

@@ -29,7 +29,7 @@ class Scene:
         # Of those who hold the ledger: worker -> the hold, and since when.
         self.holders: dict[int, Event] = {}
         self.lingerer: int | None = None  # who has begun what was ordered
-        self.news = 0  # heard by the director
+        self.news: int = 0  # heard by the director
         self._killed: Event | None = None  # until the lock has passed on
 
     @property

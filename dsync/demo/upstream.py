@@ -16,9 +16,9 @@ class Upstream:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.calls = 0
-        self.now = 0  # calls that are being answered
-        self.most = 0  # ... at once, so far
+        self.calls: int = 0
+        self.now: int = 0  # calls that are being answered
+        self.most: int = 0  # ... at once, so far
         self._server: asyncio.Server | None = None
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -34,7 +34,7 @@ class Hold:
     def __init__(self, worker: int) -> None:
         self.worker = worker
         self.notes: dict[str, Event] = {}
-        self.ends = math.inf
+        self.ends: float = math.inf
 
     def at(self, what: str) -> float:
         """When that was noted; inf if it never was."""
@@ -330,7 +330,7 @@ def _kept(evidence: Sequence[object], kept: bool) -> bool | None:
     return kept if evidence else None
 
 
-WORDS = {True: "ok", False: "BROKEN", None: "NOT SEEN"}
+WORDS: dict[bool | None, str] = {True: "ok", False: "BROKEN", None: "NOT SEEN"}
 
 
 def summary(promises: list[Promise]) -> list[str]:

@@ -31,22 +31,24 @@ class Worker:
     """Tasks that contend with each other and with those of the other workers."""
 
     def __init__(self, client: dsync.Client, directory: Path, journal: Journal) -> None:
-        self.ledger = Ledger(directory / "ledger")
-        self.upstream = directory / "upstream"
-        self.queue = Queue(directory / "queue")
+        self.ledger: Ledger = Ledger(directory / "ledger")
+        self.upstream: Path = directory / "upstream"
+        self.queue: Queue = Queue(directory / "queue")
         self.journal = journal
-        self.over = False
-        self.linger = 0.0  # seconds that the next entry in the ledger is to take
+        self.over: bool = False
+        self.linger: float = 0.0  # seconds that the next entry in the ledger is to take
 
-        self.gate = client.event(GATE)
-        self.news = client.event_bus(NEWS)
-        self.lock = client.lock("ledger", lease=LEASE)
-        self.slots = client.semaphore("slots", SLOTS, lease=LEASE)
-        self.calls = client.bounded_semaphore("upstream", UPSTREAM_CAP, lease=LEASE)
+        self.gate: dsync.Event = client.event(GATE)
+        self.news: dsync.EventBus = client.event_bus(NEWS)
+        self.lock: dsync.Lock = client.lock("ledger", lease=LEASE)
+        self.slots: dsync.Semaphore = client.semaphore("slots", SLOTS, lease=LEASE)
+        self.calls: dsync.BoundedSemaphore = client.bounded_semaphore(
+            "upstream", UPSTREAM_CAP, lease=LEASE
+        )
         # Two conditions over one lock: what is put wakes a taker, what is taken wakes a putter.
-        self.queue_lock = client.lock("queue", lease=LEASE)
-        self.there_is_work = client.condition("there is work", self.queue_lock)
-        self.there_is_room = client.condition("there is room", self.queue_lock)
+        self.queue_lock: dsync.Lock = client.lock("queue", lease=LEASE)
+        self.there_is_work: dsync.Condition = client.condition("there is work", self.queue_lock)
+        self.there_is_room: dsync.Condition = client.condition("there is room", self.queue_lock)
 
     async def run(self) -> None:
         """Work until told that it is over; what has begun is brought to an end."""

@@ -27,18 +27,18 @@ class Gathering:
     )  # fmt: skip
 
     def __init__(self, send: Send) -> None:
-        self.send = send
-        self.clock = 0  # ms; time as this record knows it, which never goes back
-        self.parties = 0  # 0: nobody has come yet
-        self.generation = 0  # how often it has tripped
-        self.broken = 0
-        self.ticket = 0
+        self.send: Send = send
+        self.clock: int = 0  # ms; time as this record knows it, which never goes back
+        self.parties: int = 0  # 0: nobody has come yet
+        self.generation: int = 0  # how often it has tripped
+        self.broken: int = 0
+        self.ticket: int = 0
         self.arrivals: dict[str, int] = {}  # token -> arrival, µs
         self.draining: dict[str, int] = {}  # token -> when it counts as gone, ms
         self.alive: dict[str, int] = {}  # process -> until when its arrivals are good, ms
         self.index: dict[str, int] = {}  # token -> its index
         self.left: dict[str, int] = {}  # token -> until when it is refused, ms
-        self.fence = 0  # a barrier has none
+        self.fence: int = 0  # a barrier has none
 
     def sweep(self, now: int) -> bool:
         """Drop what nobody needs any more.  -> whether Redis would have let it all expire"""

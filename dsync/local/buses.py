@@ -15,13 +15,13 @@ class Sequence:
     __slots__ = ("epoch", "fence", "last", "number", "publish")
 
     def __init__(self, publish: Publish) -> None:
-        self.publish = publish
-        self.epoch = 0  # µs, when the first message was published; 0: none was
-        self.number = 0  # of the last message
+        self.publish: Publish = publish
+        self.epoch: int = 0  # µs, when the first message was published; 0: none was
+        self.number: int = 0  # of the last message
         self.last: dict[
             str, tuple[int, int]
         ] = {}  # publisher -> its last batch, ms until when known
-        self.fence = 0  # a bus has none
+        self.fence: int = 0  # a bus has none
 
     def sweep(self, now: int) -> bool:
         self.last = {who: known for who, known in self.last.items() if known[1] >= now}

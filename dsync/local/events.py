@@ -16,13 +16,13 @@ class Signal:
     __slots__ = ("clock", "ends", "fence", "flag", "generation", "left", "publish")
 
     def __init__(self, publish: Publish) -> None:
-        self.publish = publish
-        self.clock = 0  # ms; time as this record knows it, which never goes back
-        self.flag = False
-        self.generation = 0  # moves with every change, never back
-        self.ends = 0  # ms, when it is unset by itself; 0: never
+        self.publish: Publish = publish
+        self.clock: int = 0  # ms; time as this record knows it, which never goes back
+        self.flag: bool = False
+        self.generation: int = 0  # moves with every change, never back
+        self.ends: int = 0  # ms, when it is unset by itself; 0: never
         self.left: dict[str, int] = {}  # token that has changed it -> ms
-        self.fence = 0  # an event has none
+        self.fence: int = 0  # an event has none
 
     def sweep(self, now: int) -> bool:
         self.left = {token: until for token, until in self.left.items() if until > now}

@@ -15,11 +15,11 @@ class Value:
     __slots__ = ("ends", "fence", "publish", "stored", "value")
 
     def __init__(self, publish: Publish) -> None:
-        self.publish = publish
-        self.stored = 0  # the fence of whoever stored it; 0: there is none
-        self.value = b""
-        self.ends = 0  # ms
-        self.fence = 0  # the value gives out none
+        self.publish: Publish = publish
+        self.stored: int = 0  # the fence of whoever stored it; 0: there is none
+        self.value: bytes = b""
+        self.ends: int = 0  # ms
+        self.fence: int = 0  # the value gives out none
 
     def sweep(self, now: int) -> bool:
         if self.stored and self.ends < now:

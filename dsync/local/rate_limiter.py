@@ -38,6 +38,9 @@ class RateLimiter(Waiting, _RateLimiter):
     # that wakes the first is due, or the first is about to leave, and sees to the next as it does.
 
     name = ""
+    rate: float
+    per: float
+    burst: int
 
     def __init__(self, rate: float, per: float = 1.0, burst: int | None = None) -> None:
         self.rate, self.per, self.burst = checked_rate(rate, per, burst)

@@ -49,16 +49,16 @@ class Bucket:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.clock = 0  # µs, when the level was what is noted
-        self.level = 0.0  # units that have not drained yet
-        self.taken = 0  # all that ever were
-        self.declared = Declared()
-        self.stamp = 0  # of the declaration, µs
-        self.epoch = 0  # when the record was made, µs; 0: it was not
-        self.ends = 0  # when it is forgotten, ms
+        self.clock: int = 0  # µs, when the level was what is noted
+        self.level: float = 0.0  # units that have not drained yet
+        self.taken: int = 0  # all that ever were
+        self.declared: Declared = Declared()
+        self.stamp: int = 0  # of the declaration, µs
+        self.epoch: int = 0  # when the record was made, µs; 0: it was not
+        self.ends: int = 0  # when it is forgotten, ms
         # ";token position at" of each, the newest first: what `taken` was then, when to use it, µs.
-        self.recent = ";"
-        self.fence = 0  # a rate limiter has none
+        self.recent: str = ";"
+        self.fence: int = 0  # a rate limiter has none
 
     def sweep(self, now: int) -> bool:
         return self.ends <= now

@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from dsync.local import barriers, buses, events, flights, permits, rates
+from dsync.local import barriers, buses, events, flights, permits, rates, rolls
 from dsync.names import tag
 from dsync.store import Arg, Bound, Call, Done, Inbox
 
@@ -37,7 +37,7 @@ class State(Protocol):
 
 TRANSITIONS = {
     name: transition
-    for module in (permits, events, barriers, buses, rates, flights)
+    for module in (permits, events, barriers, buses, rates, flights, rolls)
     for name, transition in module.TRANSITIONS.items()
 }
 
@@ -63,8 +63,9 @@ class Memory:
             "bus": lambda: buses.Sequence(self.publish),
             "rate": rates.Bucket,
             "flight": lambda: flights.Value(self.publish),
+            "roll": lambda: rolls.Roll(self.send, self.publish),
         }
-        self.floor = 0  # above every fence of the records that were dropped
+        self.floor: int = 0  # above every fence of the records that were dropped
         self._steps = 0
 
     @classmethod
@@ -133,10 +134,10 @@ class MemoryStore:
         self.channel = ""
         self.ordered = True
         self.distant = False
-        self.progress = 0.0
+        self.progress: float = 0.0
         self.listening = True
         self.connected = True
-        self.born_asked = time.monotonic()
+        self.born_asked: float = time.monotonic()
         self.inbox = inbox
         self.namespace = namespace
         self.name = name
@@ -192,8 +193,8 @@ class MemoryRecord:
     __slots__ = ("key", "store")
 
     def __init__(self, store: MemoryStore, key: str) -> None:
-        self.store = store
-        self.key = key
+        self.store: MemoryStore = store
+        self.key: str = key
 
     def bind(self, transition: str, /, **args: Arg) -> Bound:
         def run(token: str, done: Done) -> None:

@@ -22,11 +22,11 @@ try:
         get_meter,
     )
     from opentelemetry.trace import StatusCode, Tracer, TracerProvider, get_tracer
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "dsync.metrics.otel needs the package opentelemetry-api: pip install 'dsync-redis[otel]'",
-        name=error.name,
-    ) from error
+        name=_missing.name,
+    ) from _missing
 
 __all__ = ["OpenTelemetryHook"]
 

@@ -12,12 +12,12 @@ from dsync.metrics.recorder import Record, Recorder
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "dsync.metrics.prometheus needs the package prometheus-client: "
         "pip install 'dsync-redis[prometheus]'",
-        name=error.name,
-    ) from error
+        name=_missing.name,
+    ) from _missing
 
 __all__ = ["PrometheusHook"]
 
@@ -37,8 +37,8 @@ class PrometheusHook(Recorder):
 
     Args:
         registry: where the metrics are; the process's own, if not given.
-        template: what makes the label `name` of a name, as a callable, or as a list of patterns such
-            as `order:*`, of which the first that matches becomes the label.  Without it a `*`
+        template: what makes the label `name` of a name, as a callable, or as a list of patterns
+            such as `order:*`, of which the first that matches becomes the label.  Without it a `*`
             stands for each number, run of eight or more hexadecimal digits, and UUID.
         max_names: how many different labels `name` there may be; all further are "other".
 

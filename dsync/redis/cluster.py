@@ -43,12 +43,12 @@ class Cluster:
         explain: Callable[[Refusal, Call], Exception],
         outage_timeout: float,
     ) -> None:
-        self.address = str(fleet)  # for messages
+        self.address: str = str(fleet)  # for messages
         self.inbox = inbox
-        self.closed = False
+        self.closed: bool = False
         self._fleet = fleet
         # Of the channels on which this process gets its own messages.
-        self.ending = ":c:" + client_id
+        self.ending: str = ":c:" + client_id
         self._common = (self.ending, inbox, greet, explain, outage_timeout)
         self._lobby = Lobby(self, self.address, *self._common)
         # By slot, in one list for good.

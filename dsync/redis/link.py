@@ -48,7 +48,7 @@ class Refusal(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.code = text.partition(" ")[0]
+        self.code: str = text.partition(" ")[0]
 
 
 # The server cannot right now.  Asked again until `outage_timeout`, which is safe: transitions are
@@ -89,10 +89,10 @@ class Link:
         self.explain = explain
         self.outage_timeout = outage_timeout
         # A reply that takes longer means that the connection is dead, or as good as.
-        self.reply_timeout = outage_timeout / 3
-        self.progress = 0.0  # moves with every answer
-        self.closed = False
-        self.listening = False  # the server has confirmed our channel
+        self.reply_timeout: float = outage_timeout / 3
+        self.progress: float = 0.0  # moves with every answer
+        self.closed: bool = False
+        self.listening: bool = False  # the server has confirmed our channel
         self.trouble: BaseException | None = None  # why there is no connection
         # Every call that is not finished is in exactly one of these.
         self._backlog: deque[Call] = deque()  # to be sent, in order

@@ -34,12 +34,15 @@ class Node(Wire):
     What it turns out not to serve any more goes to the one that does.
     """
 
+    progress: float
+    trouble: BaseException | None
+
     def __init__(self, cluster: "Cluster", address: Address, *args: Any) -> None:
         super().__init__(*args)
         self._cluster = cluster
         self.place = address
         self.needless = 0  # how many surveys in a row have not seen it
-        self.hint = (
+        self.hint: str = (
             "it is an address that the cluster gives: can it be reached from here, or does the "
             "server need cluster-announce-ip or cluster-announce-hostname?"
         )

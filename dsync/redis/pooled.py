@@ -46,6 +46,9 @@ class PooledLink(Link):
     """A Link over a `redis.asyncio.Redis`, which is not closed if it was lent."""
 
     watches_replies = False
+    listening: bool
+    progress: float
+    trouble: BaseException | None
 
     def __init__(self, client: Any, *args: Any, lent: bool = True) -> None:
         super().__init__(*args)

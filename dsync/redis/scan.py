@@ -11,11 +11,13 @@ from redis.crc import key_slot
 from dsync.names import tag
 from dsync.redis.link import text_of
 from dsync.redis.store import RedisRecord, RedisStore
-from dsync.store import Arg, Call
+from dsync.store import Arg, Call, Record
 
-__all__ = ["Found", "find", "kinds_of", "look"]
+__all__ = ["Found", "OnServer", "Scan", "find", "found_in", "kinds_of", "look"]
 
 PAGE = 1000  # keys looked through by one SCAN
+PAGES = 20  # of them in one go
+CHANNELS = 10_000  # that are looked through for processes
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -27,31 +29,75 @@ class Found:
     key: str  # `{namespace:kind:name}`
 
 
+def _prefix(namespace: str) -> str:
+    """What all its keys begin with: `{namespace:`."""
+    return tag(namespace, "", "")[: -len(":}")]
+
+
+def found_in(key: str, namespace: str) -> Found | None:
+    """What a key is part of (`{namespace:kind:name}:part`), if it is one of this namespace."""
+    prefix = _prefix(namespace)
+    name, closing, _ = key.rpartition("}:")
+    kind, colon, quoted = name[len(prefix) :].partition(":")
+    if not (closing and colon and kind and key.startswith(prefix)):
+        return None
+    return Found(kind, unquote(quoted), name + "}")
+
+
+class Scan:
+    """Goes through all keys of the server, round after round, a few pages at a time."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._pattern = _pattern(_prefix(store.namespace)) + "*"
+        # Where this round has got to: the nodes that are still to be asked, and the cursor there.
+        self._nodes: list[Any] = []
+        self._cursor: bytes | str = "0"
+
+    async def pages(self, most: int) -> tuple[set[Found], bool]:
+        """What up to so many pages have shown.  -> that, and whether they have ended a round
+
+        Raises:
+            StoreUnavailable: the store could not be asked; the round begins anew.
+        """
+        store, found = self._store, set[Found]()
+        if not self._nodes:
+            self._nodes = [None]
+            if store.cluster is not None:
+                await store.check()  # which finds them
+                self._nodes = list(store.cluster.primaries())
+        for _ in range(most):
+            scan = ("SCAN", self._cursor, "MATCH", self._pattern, "COUNT", PAGE)
+            try:
+                self._cursor, keys = await store.ask(*scan, at=self._nodes[-1])
+            except BaseException:
+                self._nodes, self._cursor = [], "0"
+                raise
+            some = (found_in(text_of(key), store.namespace) for key in keys)
+            found |= {each for each in some if each is not None}
+            if text_of(self._cursor) == "0":
+                self._nodes.pop()
+                if not self._nodes:
+                    return found, True
+        return found, False
+
+
 async def find(store: RedisStore) -> list[Found]:
     """All there are, sorted.  What comes or goes meanwhile may be missing.
 
     Raises:
         StoreUnavailable: the store could not be asked.
     """
-    prefix = tag(store.namespace, "", "")[: -len(":}")]  # '{namespace:'
-    pattern = re.sub(r"([*?\\[\]])", r"\\\1", prefix) + "*"
-    nodes: list[Any] = [None]
-    if store.cluster is not None:
-        await store.check()  # which finds them
-        nodes = list(store.cluster.primaries())
-    found: set[Found] = set()
-    for node in nodes:
-        cursor: bytes | str = "0"
-        while cursor != b"0":
-            cursor, keys = await store.ask("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE, at=node)
-            found |= {each for key in keys if (each := _parsed(text_of(key), prefix)) is not None}
+    scan, found, ended = Scan(store), set[Found](), False
+    while not ended:
+        more, ended = await scan.pages(1)
+        found |= more
     return sorted(found)
 
 
-def _parsed(key: str, prefix: str) -> Found | None:
-    name, closing, _ = key.rpartition("}:")
-    kind, colon, quoted = name[len(prefix) :].partition(":")
-    return Found(kind, unquote(quoted), name + "}") if closing and colon and kind else None
+def _pattern(text: str) -> str:
+    """The pattern that this text and no other matches."""
+    return re.sub(r"([*?\\[\]])", r"\\\1", text)
 
 
 async def kinds_of(store: RedisStore, name: str, kinds: tuple[str, ...]) -> list[Found]:
@@ -75,10 +121,50 @@ async def look(store: RedisStore, key: str, transition: str, **args: Arg) -> Any
         if not future.done():
             future.set_result(call)
 
-    cluster = store.cluster
-    record = RedisRecord(store, key) if cluster is None else cluster.record(store, key)
-    record.run(transition, answered, **args)
+    _record(store, key).run(transition, answered, **args)
     reply = (await future).reply
     if isinstance(reply, BaseException):
         raise reply
     return reply
+
+
+def _record(store: RedisStore, key: str) -> RedisRecord:
+    """The record with this key."""
+    cluster = store.cluster
+    return RedisRecord(store, key) if cluster is None else cluster.record(store, key)
+
+
+class OnServer:
+    """The places of a server, or of those of a cluster."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._scan = Scan(store)
+
+    async def find(self) -> tuple[set[Found], bool]:
+        return await self._scan.pages(PAGES)
+
+    async def look(self, found: Found, transition: str) -> Any:
+        return await look(self._store, found.key, transition)
+
+    def found(self, key: str) -> Found | None:
+        return found_in(f"{key}:", self._store.namespace)
+
+    def room(self, found: Found) -> Record | None:
+        return None if self._store.cluster is None else _record(self._store, found.key)
+
+    async def processes(self) -> dict[str, Record | None]:
+        store = self._store
+        if store.cluster is None:
+            pattern = _pattern(store.channel) + "*"
+            channels = await store.ask("PUBSUB", "CHANNELS", pattern)
+            names = (text_of(channel) for channel in channels[:CHANNELS])
+            return {name.removeprefix(store.channel): None for name in names}
+        pattern = _pattern(_prefix(store.namespace)) + "*}:c:*"
+        keys: dict[str, str] = {}
+        for node in store.cluster.primaries():
+            channels = await store.ask("PUBSUB", "SHARDCHANNELS", pattern, at=node)
+            for name in map(text_of, channels[:CHANNELS]):
+                key, _, process = name.rpartition("}:c:")
+                keys[process] = key + "}"
+        return {process: _record(store, key) for process, key in keys.items()}

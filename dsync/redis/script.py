@@ -30,12 +30,12 @@ class Script:
     __slots__ = ("_values", "arguments", "keys", "name", "sha", "text")
 
     def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.text = text
+        self.name: str = name
+        self.text: str = text
         # A name for the server, as Redis itself forms it; nothing here needs it to be secret.
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self.keys = self._bound("KEYS")
-        self.arguments = self._bound("ARGV")
+        self.sha: str = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.keys: tuple[str, ...] = self._bound("KEYS")
+        self.arguments: tuple[str, ...] = self._bound("ARGV")
         self._values: Callable[[dict[str, Arg]], tuple[Arg, ...]] | None = (
             itemgetter(*self.arguments) if len(self.arguments) > 1 else None
         )
@@ -85,5 +85,4 @@ def sharded(name: str) -> Script:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or SCRIPTS:
-        sys.stdout.write(SCRIPTS[wanted].text)
+    sys.stdout.writelines(SCRIPTS[wanted].text for wanted in sys.argv[1:] or SCRIPTS)

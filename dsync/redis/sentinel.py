@@ -48,7 +48,7 @@ class Sentinels(Sentinel):
             "retry_on_error": [],
             "decode_responses": False,
         }
-        self.sentinels = [
+        self.sentinels: list[Any] = [
             redis.asyncio.Redis.from_pool(
                 redis.asyncio.ConnectionPool(connection_class=cls, **{**own, **patience})
             )

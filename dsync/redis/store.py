@@ -32,9 +32,9 @@ class RedisStore:
         self.client_id = client_id
         self.namespace = namespace
         # Channels are named apart from keys, so an ACL can allow them by one pattern.
-        self.channel = tag(namespace, "inbox", "")[1:-1]
+        self.channel: str = tag(namespace, "inbox", "")[1:-1]
         self.born: str | int = ""
-        self.born_asked = 0.0
+        self.born_asked: float = 0.0
         self._route = route_for(url, client, f"dsync:{client_id}", outage_timeout / 3)
         common = (
             self._route.address, self.channel + client_id, inbox, self._greet, self._explain,
@@ -43,7 +43,7 @@ class RedisStore:
         self.link: Link | Cluster
         self.cluster: Cluster | None = None
         self.distant = True
-        self.ordered = self._route.fleet is not None or self._route.dial is not None
+        self.ordered: bool = self._route.fleet is not None or self._route.dial is not None
         if self._route.fleet is not None:
             self.link = self.cluster = Cluster(self._route.fleet, client_id, *common[2:])
         elif self._route.dial is not None:
@@ -159,8 +159,8 @@ class RedisRecord:
     __slots__ = ("key", "store")
 
     def __init__(self, store: RedisStore, key: str) -> None:
-        self.store = store
-        self.key = key
+        self.store: RedisStore = store
+        self.key: str = key
 
     def run(self, transition: str, done: Done, /, **args: Arg) -> None:
         self.store.link.call(self._command(transition, args), done)

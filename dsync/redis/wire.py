@@ -96,6 +96,9 @@ class Connection(asyncio.Protocol):
 class Wire(Link):
     """A Link over one Connection, replaced when it breaks."""
 
+    listening: bool
+    trouble: BaseException | None
+
     def __init__(self, dial: Callable[[], Awaitable[Any]], *args: Any) -> None:
         super().__init__(*args)
         self._dial = dial  # -> a connected redis.asyncio Connection
@@ -105,7 +108,7 @@ class Wire(Link):
         # What is in flight and answered by pushes, one for each channel, or by one error reply.
         self._tuning: list[Call] = []
         # When the last call that was answered was sent, time.monotonic().
-        self.progress = float("-inf")
+        self.progress: float = float("-inf")
         self._connected_at: float | None = None
         self._own = self.channel.encode()
 

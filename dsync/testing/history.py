@@ -33,7 +33,10 @@ Event = dict[str, Any]
 
 
 class Span(NamedTuple):
-    """A hold, a wait or a harm: something that begins, and ends or does not."""
+    """A hold, a wait or a harm: something that begins, and ends or does not.
+
+    Times are seconds of time.monotonic().
+    """
 
     starts: float
     ends: float  # inf: it has not
@@ -53,7 +56,7 @@ class History:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._read = 0
         self._events: list[Event] = []
 

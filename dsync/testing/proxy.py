@@ -38,12 +38,12 @@ class Proxy:
     """
 
     def __init__(self, host: str, port: int, path: str = "", user: str = "") -> None:
-        self.url = ""
-        self.delay = 0.0
-        self.jitter = 0.0
-        self.throttle = 0.0
-        self.refusing = False
-        self.connections = 0
+        self.url: str = ""
+        self.delay: float = 0.0
+        self.jitter: float = 0.0
+        self.throttle: float = 0.0
+        self.refusing: bool = False
+        self.connections: int = 0
         self._target = (host, port)
         self._path = path
         self._user = user  # "name:password@", or nothing

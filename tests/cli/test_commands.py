@@ -215,6 +215,7 @@ def test_info_tells_holders_and_waiters_in_order(
     async def with_two(client: dsync.Client) -> tuple[Any, Any]:
         second = dsync.connect(shell.url, namespace=namespace, label="2nd")
         async with client.lock("x"), second:
+            asyncio.current_task().set_name("nightly")  # type: ignore[union-attr]
             waiting = asyncio.ensure_future(second.lock("x").acquire())
             while not (await client.lock("x").info()).waiters:
                 pass
@@ -225,11 +226,11 @@ def test_info_tells_holders_and_waiters_in_order(
         return plain, as_json
 
     plain, as_json = with_client(with_two)
-    assert plain.stdout.startswith(f"lock 'x': held by me ({HOST}:{os.getpid()}) for")
+    assert plain.stdout.startswith(f"lock 'x': held by me ({HOST}:{os.getpid()}) in nightly for")
     assert "  waits   1. 2nd (" in plain.stdout
     known = json.loads(as_json.stdout)
     assert (known["held"], known["waiting"]) == (1, 1)
-    assert known["holders"][0]["pid"] == os.getpid()
+    assert (known["holders"][0]["pid"], known["holders"][0]["task"]) == (os.getpid(), "nightly")
     assert known["fence"] > 0
 
 
