@@ -160,7 +160,7 @@ def demo(arguments: Sequence[str], after: float) -> tuple[str, str]:
 def top(arguments: Sequence[str], after: float) -> tuple[str, str]:
     """-> the command, and the screen"""
     arguments = ["top", "--namespace", "shop", *arguments]
-    keys = [(b"invoice 7", after, b"jjj"), (b"", 1.0, b"q")]  # select a lock
+    keys = [(b"invoice 7", after, b"jjjj"), (b"", 1.0, b"q")]  # select a lock
     with shop() as environment:
         written = watch(arguments, 19, keys, environment)
     return " ".join(["dsync", *arguments]), left_on_screen(written)

@@ -207,7 +207,7 @@ class Watch:
 
     def remove(self, hook: Hook) -> None:
         """It is not called any more."""
-        self.hooks = tuple(each for each in self.hooks if each is not hook)
+        self.hooks = tuple(each for each in self.hooks if each != hook)
 
     def tell(self, happening: Happening) -> None:
         """Call all hooks; one that fails is reported and harms nobody."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 ABOUT = """\
-Tell who holds the primitive of this name and who waits for it, in order.  If there are several of
-this name, each is told; --kind picks one.
+Tell who holds the primitive of this name, which task of it, and who waits for it, in order.  If
+there are several of this name, each is told; --kind picks one.
 """
 
 EXAMPLES = """\

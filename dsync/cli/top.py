@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+LONGEST = 5.0  # seconds between two looks: who is not asked for longer stops counting
 SORTS = ("name", "waiting", "held", "rate", "wait")
 
 ABOUT = """\
@@ -48,8 +49,9 @@ def register(commands: Parsers) -> None:
         "waited; default: waiting",
     )  # fmt: skip
     top.add_argument(
-        "--every", type=positive, default=1.0, metavar="S", help="seconds between two looks"
-    )
+        "--every", type=positive, default=1.0, metavar="S",
+        help="seconds between two tables; it looks at least once in 5",
+    )  # fmt: skip
     top.add_argument("--once", action="store_true", help="look once, print, and end")
     server(top)
     top.set_defaults(run=run)
@@ -77,22 +79,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _print(args: argparse.Namespace, overview: "Overview") -> int:
-    """A block for each look; the first waits for what processes count in a moment."""
+    """A block for each look; the first waits a moment for what processes count."""
     await overview.look()
-    pause = min(args.every, 1.0)
+    pause = 1.0 if args.once else min(args.every, 1.0)
     while True:
-        await asyncio.sleep(pause)
         try:
-            snapshot = await overview.look()
+            _block(args, await _look_in(pause, overview))
         except StoreUnavailable as error:
             if args.once:
                 raise
             say("top", str(error))
-        else:
-            _block(args, snapshot)
         if args.once:
             return 0
         pause = args.every
+
+
+async def _look_in(pause: float, overview: "Overview") -> "Snapshot":
+    """Look, so many seconds from now, and also in between if that is long."""
+    while pause > LONGEST:
+        await asyncio.sleep(LONGEST)
+        await overview.look()
+        pause -= LONGEST
+    await asyncio.sleep(pause)
+    return await overview.look()
 
 
 def _block(args: argparse.Namespace, snapshot: "Snapshot") -> None:

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dsync.cli.keyboard import Keyboard
+from dsync.cli.top import LONGEST
 from dsync.cli.top_screen import Screen
 from dsync.cli.top_words import SORTS, chosen
 from dsync.errors import DsyncError
@@ -26,7 +27,7 @@ class Top:
     def __init__(self, client: "Client", overview: "Overview", sort: str, every: float) -> None:
         self._client = client
         self._overview = overview
-        self._every = every
+        self._every = min(every, LONGEST)
         self._keyboard = Keyboard(self.key, self.draw, self._end)
         self._screen = Screen()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,6 @@ from dsync.overview.rows import Row
 
 __all__ = ["Screen"]
 
-MORE = 4  # holders and waiters each that are told of the selected row, where there is little room
 # Of the columns but the two that share what is left: NAME and HOLDER.
 WIDTHS = {"KIND": 9, "STATE": 11, "WAIT": 4, "RATE/S": 6, "P50": 6, "P99": 6}
 RIGHT = ("WAIT", "RATE/S", "P50", "P99")
@@ -114,7 +113,9 @@ class Screen:
     def _details(self, row: Row, width: int, room: int) -> list[Text]:
         """In words, who holds it, and who waits in order."""
         mark = self._marks[2]
-        lines = [f"  {mark} {row.state}"]
+        # Of a lock that is held, the next line says it all.
+        said = row.limit == 1 and row.holders and not row.asleep
+        lines = [] if said else [f"  {mark} {row.state}"]
         for each in row.holders:
             fence = "" if each.fence is None else f"  fence {each.fence}"
             lines.append(
@@ -134,7 +135,9 @@ class Screen:
         if row.waiting > left or len(waiters) > left:
             waiters = waiters[: max(left - 1, 0)]
             if left:
-                waiters.append(f"       and {row.waiting - len(waiters)} more wait")
+                waiters.append(
+                    f"       and {max(row.waiting, len(row.waiters)) - len(waiters)} more wait"
+                )
         text = [Text(fitted(line, width), style="cyan") for line in (*holding, *waiters)]
         return text[:room]
 

@@ -194,11 +194,11 @@ class Overview:
             waits = self.roll.waits(each.key)
             if waits is not None:
                 row.wait_p50, row.wait_p99 = waits.quantile(0.5), waits.quantile(0.99)
-            rate = self._rate(each, known)
-            row.rate = self.roll.rate(each.key) if rate is None else rate
-            answered, _ = self.roll.present
-            if row.rate is None and (told or answered == self._processes) and row.unit:
-                row.rate = 0.0  # they would know
+            row.rate = self._rate(each, known)
+            if row.rate is None and row.unit:
+                rate, (answered, _) = self.roll.rate(each.key), self.roll.present
+                if rate or told or answered == self._processes:
+                    row.rate = rate  # else those who have not answered may know of some
         row.key = each.key
         row.age = max(now - self._found[each], 0.0)
         return row

@@ -71,4 +71,8 @@ class InMemory:
         return None
 
     async def processes(self) -> dict[str, Record | None]:
-        return dict.fromkeys(self._store.memory.inboxes)
+        # Of clients; each has a namespace, and the memory may be that of several.
+        mine, inboxes = self._store.namespace, self._store.memory.inboxes.items()
+        return dict.fromkeys(
+            who for who, inbox in inboxes if getattr(inbox, "namespace", mine) == mine
+        )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Hold", "RollCall", "Told"]
 
 STALE = 3.0  # seconds for which an answer is believed
+LEAST = 0.5  # seconds for which a process has to have counted before it says how often
 LONGEST = 1000  # characters of a place
 HALF_LIFE = 10.0  # seconds after which a wait counts for half
 # What comes of reading an answer that is none.
@@ -104,9 +105,9 @@ class RollCall:
         self._fade()
         now = time.monotonic()
         self._voices = {
-            who: voice
-            for who, voice in self._voices.items()
-            if who in whom or now - voice.at < STALE
+            process: voice
+            for process, voice in self._voices.items()
+            if process in whom or now - voice.at < STALE
         }
         places = (place_of(key, client.namespace) for key in islice(wanted, WANTED))
         question = " ".join((self._name, str(self._number), *(str(crc(p)) for p in places)))
@@ -149,11 +150,11 @@ class RollCall:
         }
 
     def rate(self, key: str) -> float | None:
-        """Grants, wakes, units or messages per second; None: nobody has told."""
+        """Grants, wakes, units or messages per second; None: nobody has counted for long enough."""
         place, now = place_of(key, self._client.namespace), time.monotonic()
-        fresh = [voice for voice in self._voices.values() if now - voice.at < STALE]
-        rates = [voice.rates[place] for voice in fresh if place in voice.rates]
-        return sum(rates) if rates else None
+        voices = self._voices.values()
+        counting = [v for v in voices if now - v.at < STALE and v.age >= LEAST]
+        return sum(voice.rates.get(place, 0.0) for voice in counting) if counting else None
 
     def waits(self, key: str) -> Waits | None:
         """How long tasks have waited lately, in all processes."""
@@ -222,7 +223,7 @@ class RollCall:
         voice.rates = {}
         for place, (count, waits) in counts.items():
             known, known_waits = before.get(place, (0.0, {}))
-            voice.rates[place] = max(count - known, 0) / max(passed, 0.05)
+            voice.rates[place] = max(count - known, 0) / max(passed, 0.001)
             for step, times in waits.items():
                 more = times - known_waits.get(step, 0)
                 if more > 0:

@@ -220,6 +220,15 @@ async def test_who_may_not_list_channels_asks_those_that_hold(real: World) -> No
         await until(view, lambda seen: row(seen, "lock", "x").holders[0].task)
 
 
+async def test_other_namespaces_are_neither_told_nor_asked(world: World) -> None:
+    one, other = world.client(), world.client(namespace=f"{world.namespace}-2")
+    async with one.lock("x"), Overview(other) as view:
+        for _ in range(2):
+            seen = await view.look()
+            assert (seen.rows, seen.processes <= 1) == ((), True)
+        assert one.watch.hooks == ()
+
+
 async def test_a_pattern_leaves_out_the_others(world: World) -> None:
     one, watching = world.client(), world.client()
     view = Overview(watching, "in *")
