@@ -183,6 +183,7 @@ class Client(Jobs):
         on_lost: OnLost = "cancel",
         fair: bool = False,
         max_waiters: int | None = None,
+        linger: float = 0.0,
     ) -> Lock:
         """The lock of this name.
 
@@ -194,11 +195,14 @@ class Client(Jobs):
             on_lost: "cancel" the body of `async with`, or only "flag" the loss on the lease.
             fair: strict order of arrival over all processes.
             max_waiters: how many tasks of this process may wait; one more gets TooManyWaiters.
+            linger: seconds for which this process keeps it after a release that nobody waits for,
+                so that its next acquire needs no network; who comes to wait elsewhere gets it at
+                once, who only tries does not.  0: not at all.
 
         Raises:
             ValueError, TypeError: an argument cannot be used; the message names it.
         """
-        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters, linger)
         return Lock(self._cohort("lock", name, 1, fences=True), name, terms)
 
     def semaphore(
@@ -212,9 +216,10 @@ class Client(Jobs):
         on_lost: OnLost = "cancel",
         fair: bool = False,
         max_waiters: int | None = None,
+        linger: float = 0.0,
     ) -> Semaphore:
         """The semaphore of this name, with `value` permits; the rest as for `lock()`."""
-        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters, linger)
         return Semaphore(self._cohort("semaphore", name, value), name, terms)
 
     def bounded_semaphore(
@@ -228,12 +233,13 @@ class Client(Jobs):
         on_lost: OnLost = "cancel",
         fair: bool = False,
         max_waiters: int | None = None,
+        linger: float = 0.0,
     ) -> BoundedSemaphore:
         """The bounded semaphore of this name, with `value` permits; the rest as for `lock()`.
 
         It shares its permits with the `semaphore()` of the same name.
         """
-        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters)
+        terms = checked_terms(lease, renew, max_hold, on_lost, fair, max_waiters, linger)
         return BoundedSemaphore(self._cohort("semaphore", name, value), name, terms)
 
     def event(
@@ -272,7 +278,7 @@ class Client(Jobs):
     ) -> Condition:
         """The condition of this name over `lock`, a Lock of this client, or over one of its own.
 
-        The keyword arguments are those of `lock()`, for its own; times are seconds.
+        The keyword arguments are those of `lock()`, for its own, less `linger`; times are seconds.
 
         Raises:
             ValueError, TypeError: an argument cannot be used; `lock` is another client's, or there

@@ -19,6 +19,7 @@ from dsync.beat import Beat
 from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Sleeper, Waiter
+from dsync.linger import Idle
 from dsync.names import party
 from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
@@ -55,6 +56,7 @@ class Cohort(Line):
         self._shared: dict[str, Request] = {}
         self.asleep: dict[str, Request] = {}
         self.holds: dict[str, Hold] = {}
+        self.idle: Idle | None = None  # those of them that linger, once one has
         self._passable = 0  # how many of the holds go from task to task
         # Since when another process is known to wait, and how often we have passed since.
         self._contended: float | None = None
@@ -73,9 +75,8 @@ class Cohort(Line):
 
     # -- what primitives call ------------------------------------------------------------------
 
-    def take(self) -> Lease | None:
-        """A permit without waiting, where this process has one to spare."""
-        return None
+    def take(self, terms: Terms) -> Lease | None:
+        return None if self.idle is None else self.idle.take(terms)
 
     async def try_acquire(self, terms: Terms) -> Lease | None:
         """A permit if one is free and nobody waits for it, else None."""
@@ -87,6 +88,9 @@ class Cohort(Line):
 
     async def _try_acquire(self, terms: Terms) -> Lease | None:
         self.client.enter()
+        lease = self.take(terms)
+        if lease is not None:
+            return lease
         if self.waiters and len(self.holds) >= self.limit:
             return None
         waiter = Waiter(asyncio.get_running_loop().create_future(), terms)
@@ -107,25 +111,26 @@ class Cohort(Line):
         if self.waiters and self._may_pass(hold, now):
             waiter = self._next_waiter()
         if waiter is not None:
-            hold.fence += 1
-            hold.terms = terms = waiter.terms
-            self._grant(hold, waiter)
+            waiter.give(self.pass_on(hold, waiter.terms))
             if self.watch.hooks:
                 self.watch.tell(HandedOver(self.kind, self.name, "task"))
-            if hold.length * 1000 < terms.claim and not hold.renewing:
-                self.renew(hold)  # the one before had it on a shorter lease
-            half_used = hold.last_fence - hold.fence == PASSES // 2
-            if half_used and self._contended is None and not hold.renewing:
-                self.renew(hold, self.block)
             return DONE
-        self.drop(hold)
+        if hold.terms.linger and self._may_idle(hold):
+            if self.idle is None:
+                self.idle = Idle(self)
+            if self.idle.keep(hold):
+                return DONE
         reply: Reply[None] = Reply(report=self.client.report)
-        done = partial(self.released, reply, lease)
+        self.release(hold, partial(self.released, reply, lease))
+        return reply
+
+    def release(self, hold: Hold, done: Done) -> None:
+        """Give a permit back to the store; those waiting here ask for it anew."""
+        self.drop(hold)
         release = self.permits.bury if hold.tombstone else self.permits.release
         release(hold.token, done)
         if self.waiters or self._shared:
             self.stand()
-        return reply
 
     def still_held(self, lease: Lease) -> Hold:
         """The hold that a holder is about to give back.  Raises LeaseLost."""
@@ -150,7 +155,7 @@ class Cohort(Line):
 
     def busy(self) -> bool:
         """Whether, as far as this process knows, an acquire would have to wait now."""
-        if self.waiters or len(self.holds) >= self.limit:
+        if self.waiters or self.free() <= 0:
             return True
         return any(request.queued for request in self.requests.values())
 
@@ -201,7 +206,8 @@ class Cohort(Line):
 
     def free(self) -> int:
         """Permits that nobody holds, as far as this process knows."""
-        return max(self.limit - len(self.holds), 0)
+        idle = 0 if self.idle is None else len(self.idle)
+        return max(self.limit - len(self.holds) + idle, 0)
 
     @property
     def declared(self) -> int:
@@ -245,6 +251,8 @@ class Cohort(Line):
 
     def enlist(self, request: Request) -> None:
         """From now on what the store says of this token is heard here."""
+        if self.idle is not None:
+            self.idle.let_go()  # what we ask for must not find ourselves in the way
         self.requests[request.token] = request
         self.client.homes[request.token] = self
 
@@ -371,7 +379,7 @@ class Cohort(Line):
         if terms.max_hold is not None:
             hold.cap = time.monotonic() + terms.max_hold
         self.client.keeper.confirm(hold, since, length, deadline)
-        self._grant(hold, waiter)
+        waiter.give(self._lease_on(hold))
 
     def _replace(self, request: Request) -> None:
         """This token will not do: whoever waits for it gets another."""
@@ -416,12 +424,12 @@ class Cohort(Line):
 
     # -- tasks: who waits here -------------------------------------------------------------------
 
-    def _grant(self, hold: Hold, waiter: Waiter) -> None:
-        """Wake the waiter as the owner of this hold."""
+    def _lease_on(self, hold: Hold) -> Lease:
+        """What whoever owns this hold from now on gets."""
         fence = hold.fence if self.block else None
         hold.lease = lease = Lease(self.what, hold, fence)
         lease.since = time.monotonic()
-        waiter.give(lease)
+        return lease
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         return self.client.enter()
@@ -485,9 +493,7 @@ class Cohort(Line):
 
     def _may_pass(self, hold: Hold, now: float) -> bool:
         """Whether the next task here may have it, although another process may wait."""
-        if hold.terms.alone or len(self.holds) > self.limit:
-            return False
-        if self.block and hold.fence >= hold.last_fence:
+        if hold.terms.alone or not self.passable(hold):
             return False
         if self._contended is None:
             return True
@@ -496,6 +502,30 @@ class Cohort(Line):
             return True
         self._contended, self._passes = now, 0
         return False
+
+    def _may_idle(self, hold: Hold) -> bool:
+        """Whether it may be kept for a task here that has yet to come."""
+        if self.requests or self._contended is not None:
+            return False
+        return self.passable(hold) and self.client.listening()
+
+    def passable(self, hold: Hold) -> bool:
+        """Whether there is a permit, and a fence, for one task more."""
+        if self.block and hold.fence >= hold.last_fence:
+            return False
+        return len(self.holds) <= self.limit
+
+    def pass_on(self, hold: Hold, terms: Terms) -> Lease:
+        """A lease on it for the next task here."""
+        hold.fence += 1
+        hold.terms = terms
+        lease = self._lease_on(hold)
+        if hold.length * 1000 < terms.claim and not hold.renewing:
+            self.renew(hold)  # the one before had it on a shorter lease
+        half_used = hold.last_fence - hold.fence == PASSES // 2
+        if half_used and self._contended is None and not hold.renewing:
+            self.renew(hold, self.block)
+        return lease
 
     def renew(self, hold: Hold, block: int = 0) -> None:
         """Ask for the full lease from now on, and for `block` new fences."""
@@ -551,6 +581,8 @@ class Cohort(Line):
 
     def drop(self, hold: Hold) -> None:
         hold.lease = None
+        if self.idle is not None:
+            self.idle.forget(hold)
         del self.holds[hold.token]
         self._passable -= not hold.terms.alone
         self.client.homes.pop(hold.token, None)
@@ -584,6 +616,8 @@ class Cohort(Line):
             self._contended = None
         elif self._contended is None:
             self._contended, self._passes = time.monotonic(), 0
+            if self.idle is not None:
+                self.idle.let_go()
 
     def learn_limit(self, limit: int, expected: bool = False) -> None:
         """The store has this limit; `expected`: a call of ours has just made it so."""
@@ -628,6 +662,8 @@ class Cohort(Line):
 
     def close(self) -> None:
         """The client closes: nobody waits, nobody holds."""
+        if self.idle is not None:
+            self.idle.let_go()
         error = ClientClosed(f"{self.what}: the client was closed while this task waited")
         waiting = [*self.waiters, *(r.waiter for r in self.requests.values() if r.waiter)]
         self.waiters.clear()

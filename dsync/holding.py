@@ -24,6 +24,7 @@ def checked_terms(
     on_lost: str,
     fair: bool,
     max_waiters: int | None,
+    linger: float = 0.0,
 ) -> Terms:
     """The keyword arguments of everything that holds, checked."""
     for what, flag in (("renew", renew), ("fair", fair)):
@@ -31,6 +32,12 @@ def checked_terms(
             raise TypeError(f"{what} must be True or False, got {flag!r}")
     if on_lost not in ("cancel", "flag"):
         raise ValueError(f"on_lost must be 'cancel' or 'flag', got {on_lost!r}")
+    linger = checked_seconds("linger", linger)
+    if linger and (fair or not renew or max_hold is not None):
+        raise ValueError(
+            f"linger={linger:g} keeps a permit for the next task of this process, which fair=True, "
+            "renew=False and max_hold= rule out: give one or the other"
+        )
     return Terms(
         lease=checked_lease("lease", lease),
         renew=renew,
@@ -38,6 +45,7 @@ def checked_terms(
         on_lost="cancel" if on_lost == "cancel" else "flag",
         fair=fair,
         max_waiters=None if max_waiters is None else checked_count("max_waiters", max_waiters),
+        linger=linger,
     )
 
 
@@ -61,10 +69,8 @@ class Holding:
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
         line = self._cohort
-        lease = line.take()
-        if lease is None:
-            acquire = line.acquire_watched if line.watch.hooks else line.acquire
-            lease = await acquire(self._terms, timeout)
+        acquire = line.acquire_watched if line.watch.hooks else line.acquire
+        lease = await acquire(self._terms, timeout)
         self._hold(lease)
         return lease
 
@@ -85,11 +91,9 @@ class Holding:
             StoreUnavailable: the store could not be asked; nothing is held past its lease.
         """
         line = self._cohort
-        lease = line.take()
-        if lease is None:
-            lease = await line.try_acquire(self._terms)
-            if line.watch.hooks:
-                line.tell_tried(lease)
+        lease = await line.try_acquire(self._terms)
+        if line.watch.hooks:
+            line.tell_tried(lease)
         if lease is None:
             return False
         self._hold(lease)

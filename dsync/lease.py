@@ -40,6 +40,7 @@ class Terms:
     on_lost: OnLost = "cancel"
     fair: bool = False
     max_waiters: int | None = None
+    linger: float = 0.0
 
     # Whether each hold goes to the store by itself, instead of from task to task.
     alone: bool = field(init=False)

@@ -108,6 +108,9 @@ class Line:
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             loop = self._enter()
+            lease = self.take(terms)
+            if lease is not None:
+                return lease
             if timeout == 0:
                 lease = await self.try_acquire(terms)
                 if lease is None:
@@ -184,7 +187,7 @@ class Line:
         name = "" if lease.owner is None else lease.owner.get_name()
         return time.monotonic() - lease.since, name
 
-    def take(self) -> Lease | None:
+    def take(self, terms: Terms) -> Lease | None:
         """A lease at once, where this process has one to spare."""
         raise NotImplementedError
 

@@ -93,6 +93,9 @@ class Witnessed(Cohort):
             self.renew(hold)
         return proof
 
+    def _may_idle(self, hold: Hold) -> bool:
+        return hold.token in self._proven and super()._may_idle(hold)
+
     def renew(self, hold: Hold, block: int = 0) -> None:
         hold.renewing = True
         length = hold.next_length()

@@ -8,6 +8,7 @@ Each event goes to LOG, a `dsync.testing.History`; holds with the fence where th
     step      the body goes on           leaving   the body's last line
     told      the on_lost hook           lost      LeaseLost has left the body
     failed    anything else has          done      the process is about to end
+    lingers   it was released here, and with `--linger` the store has not been told
 
 and, with `--do`, see there:
 
@@ -203,7 +204,7 @@ async def work(args: argparse.Namespace) -> None:
         if args.permits:
             thing = client.semaphore(args.name, args.permits, lease=args.lease, fair=args.fair)
         else:
-            thing = client.lock(args.name, lease=args.lease, fair=args.fair)
+            thing = client.lock(args.name, lease=args.lease, fair=args.fair, linger=args.linger)
         for _ in range(args.rounds or 1):
             log.write("waiting")
             try:
@@ -215,6 +216,9 @@ async def work(args: argparse.Namespace) -> None:
                 log.write("lost", why=str(exc))
             except Exception as exc:
                 log.write("failed", why=repr(exc))
+            if args.linger and not ended.is_set():
+                log.write("lingers")
+                await ended.wait()
         log.write("done")
 
 
@@ -227,6 +231,7 @@ def main() -> None:
     parser.add_argument("--permits", type=int, default=0, help="a semaphore of so many")
     parser.add_argument("--lease", type=float, default=1.0)
     parser.add_argument("--fair", action="store_true")
+    parser.add_argument("--linger", type=float, default=0.0, help="and wait for SIGTERM, once")
     parser.add_argument("--rounds", type=int, default=0, help="0: one, until SIGTERM")
     parser.add_argument("--step", type=float, default=0.02, help="seconds of a step")
     parser.add_argument("--count", help="a file with a number to add one to in each round")
