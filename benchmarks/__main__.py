@@ -18,8 +18,8 @@ from dsync.server import Server
 
 # In the order in which they are run and reported.
 MODULES = (
-    "cycles", "one_lock", "hand_over", "waiting", "renewing", "semaphore", "event", "condition",
-    "limiter", "bus", "crash", "growth", "memory", "local", "imports",
+    "cycles", "one_lock", "hand_over", "linger", "waiting", "renewing", "semaphore", "event",
+    "condition", "limiter", "bus", "crash", "growth", "memory", "local", "imports",
 )  # fmt: skip
 
 SECONDS, ROUNDS = 0.4, 5

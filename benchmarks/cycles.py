@@ -5,7 +5,17 @@ import time
 from functools import partial
 
 from benchmarks.crew import crew
-from benchmarks.locks import BARE, DSYNC, FLOOR, LOCKS, PEER, Lock, each_of
+from benchmarks.locks import (
+    BARE,
+    DSYNC,
+    FLOOR,
+    LINGER,
+    LOCKS,
+    PEER,
+    PLAIN,
+    Lock,
+    each_of,
+)
 from benchmarks.measure import Goal, Measured, Ratio, Score, Workload, over
 from benchmarks.peer_locks import BLOCKING
 from benchmarks.rig import ASYNCIO, Rig, until
@@ -48,7 +58,8 @@ async def cycle(lock: Lock, end: float) -> int:
 def workload(
     name: str, about: str, tasks: int, floor: Goal | None, peer: Goal | None, rounds: int = 1000
 ) -> Workload:
-    names = (FLOOR, BARE, DSYNC, PEER)
+    styles = (PLAIN, LINGER) if tasks == 1 else ()
+    names = (FLOOR, BARE, DSYNC, *styles, PEER)
     # A blocking lock takes a thread for each task.
     contenders = each_of(names, slice_of, tasks, without=[BLOCKING] * (tasks > 1))
     if tasks == MANY:  # they need seconds to come in
@@ -61,6 +72,7 @@ def workload(
             Ratio("dsync ÷ floor", over(CYCLES, DSYNC, FLOOR), floor),
             Ratio("dsync ÷ Protocol and hiredis alone", over(CYCLES, DSYNC, BARE)),
             Ratio("dsync vs redis.asyncio.Lock", over(CYCLES, DSYNC, PEER), peer),
+            *(Ratio(f"{style} vs {PEER}", over(CYCLES, style, PEER)) for style in styles),
         ),
         Score(CYCLES, True),
         rounds,

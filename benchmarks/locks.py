@@ -14,12 +14,14 @@ from benchmarks.peer_locks import PEER_LOCKS
 from benchmarks.raw import COMPARE_AND_DELETE, RawLock, ask, bare_link, raw_link
 
 __all__ = [
-    "BARE", "DSYNC", "FAIR", "FLOOR", "LOCKS", "PEER", "QUICK_PEER", "Lock", "Make",
-    "dismiss", "each_of",
+    "BARE", "DSYNC", "FAIR", "FLOOR", "LINGER", "LOCKS", "PEER", "PLAIN", "QUICK_PEER", "Lock",
+    "Make", "dismiss", "each_of",
 ]  # fmt: skip
 
 DSYNC = "dsync"
 FAIR = "dsync fair=True"
+PLAIN = "dsync, release() not awaited"
+LINGER = "dsync linger=0.005"
 FLOOR = "floor: SET NX PX + compare-and-delete"
 BARE = "the same over a Protocol and hiredis alone"
 PEER = "redis.asyncio.Lock"
@@ -49,10 +51,27 @@ async def dismiss(waiting: Iterable[asyncio.Task[Any]]) -> None:
 
 @asynccontextmanager
 async def _dsync(
-    url: str, namespace: str, lease: float = 30.0, fair: bool = False
+    url: str, namespace: str, lease: float = 30.0, **terms: Any
 ) -> AsyncIterator[Make]:
     async with dsync.connect(url, namespace=namespace) as client:
-        yield lambda name: client.lock(name, lease=lease, fair=fair)
+        yield lambda name: client.lock(name, lease=lease, **terms)
+
+
+class Plain:
+    """A lock released by asyncio's plain call: what comes next does not wait for the answer."""
+
+    def __init__(self, lock: dsync.Lock) -> None:
+        self.acquire = lock.acquire
+        self._release = lock.release
+
+    async def release(self) -> None:
+        self._release()
+
+
+@asynccontextmanager
+async def _plain(url: str, namespace: str) -> AsyncIterator[Make]:
+    async with _dsync(url, namespace) as make:
+        yield lambda name: Plain(make(name))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -88,6 +107,8 @@ async def _redis_py(
 LOCKS: Mapping[str, Callable[..., Opened]] = {
     DSYNC: _dsync,
     FAIR: partial(_dsync, fair=True),
+    PLAIN: _plain,
+    LINGER: partial(_dsync, linger=0.005),
     FLOOR: _raw,
     BARE: _bare,
     PEER: _redis_py,
