@@ -329,6 +329,7 @@ MISTAKES = {
         "redis.call('ZREM', waiters, token)",
         "0 * redis.call('ZREM', waiters, token)",
     ),
+    "who leaves the queue is counted": ("permit_yield", "waiting = waiting - notified", ""),
     "who leaves waits on": (
         "permit_yield", "redis.call('ZREM', waiters, token)",
         "(redis.call('ZSCORE', waiters, token) and 1 or 0)",

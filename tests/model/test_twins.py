@@ -660,7 +660,10 @@ MISTAKES = {
     "those who let a lease run out are heard": ("silence_of(token) < quiet", "false"),
     "the dead are remembered": ("'-inf', now - silence", "'-inf', '(' .. (now - silence)"),
     "a beat is not noted": ("redis.call('ZADD', alive, now, process_of(token))", "0"),
-    "newcomers barge in": (" or ahead > 0", ""),
+    "newcomers barge in": (" or waiting > 0", ""),
+    "newcomers are not counted": ("waiting = waiting + redis", "waiting = waiting + 0 * redis"),
+    "who was served counts": ("waiting = waiting - redis", "waiting = waiting - 0 * redis"),
+    "the only one waits behind others": ("(waiting == 1 or", "(waiting ~= 1 and"),
     "the last one is served first": ("'ZRANGE', waiters, 0, 0)", "'ZREVRANGE', waiters, 0, 0)"),
     "tickets are given twice": ("math.max(last_ticket + 1, us)", "math.max(last_ticket, us)"),
     "time steps back": ("tonumber(was[2]) or 0)", "0)"),
@@ -673,8 +676,8 @@ MISTAKES = {
         "tonumber(was[8]) == fence and fence + block - 1 or fence", "fence"
     ),
     "a grant has the full lease": (
-        "or tonumber(string.match(head",
-        "or 10 * tonumber(string.match(head",
+        "or tonumber(claim)",
+        "or 10 * tonumber(claim)",
     ),
     "an old declaration wins": ("mine > (tonumber", "mine ~= (tonumber"),
     "a pin does not hold": ("not others[2] and mine", "mine"),

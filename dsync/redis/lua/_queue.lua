@@ -1,4 +1,5 @@
 -- Included after `grant`.  Needs `waiters`, `alive`, `inbox`, `silence`; hand_over() and tell().
+-- `taken` and `waiting` are how many hold a permit and how many stand in the queue, at any moment.
 -- Invariant: state first, message last: a message that fails or gets lost costs a heartbeat.
 -- The loops are bounded; whoever asks next carries on.
 --
@@ -6,6 +7,7 @@
 -- notified, which moves it to the lock's queue.  So one that holds the lock or waits for it has been
 -- notified, and if it dies its notification goes to another.
 local taken = redis.call('ZCARD', holders)
+local waiting = redis.call('ZCARD', waiters)
 local last_ticket = tonumber(was[7]) or 0
 
 local function process_of(token)
@@ -54,7 +56,7 @@ local function notify(condition, count)
     local token = redis.call('ZPOPMIN', sleepers)[1]
     if not token then break end
     if silence_of(token) < silence then
-      redis.call('ZADD', waiters, new_ticket(), token)
+      waiting = waiting + redis.call('ZADD', waiters, new_ticket(), token)
       count = count - 1
     end
   end
@@ -86,11 +88,11 @@ end
 
 -- Grants a permit.  Somebody has to find it here if one that was notified dies: sleepers look once a
 -- heartbeat.
-local function give(token, lease)
+local function give(token, lease, sleeps)
   local ttl = taken > 0 and redis.call('PTTL', holders) or 0
   grant(token, lease, ttl)
   taken = taken + 1
-  if condition_of(token) then
+  if sleeps then
     redis.call('PEXPIRE', holders, math.max(ttl, 2 * lease, 10 * silence))
   end
 end
@@ -100,7 +102,7 @@ local gone = {}
 local function absent(token)
   local process = process_of(token)
   if gone[process] == nil then
-    local news = 'w ' .. token .. ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
+    local news = 'w ' .. token .. ' ' .. waiting .. ' ' .. limit
     gone[process] = redis.pcall('PUBLISH', inbox .. process, news) == 0
   end
   return gone[process]
@@ -118,23 +120,23 @@ local function hand_over(asker, lease)
     if not head then return false end
     local silent = head == asker and 0 or silence_of(head)
     if silent >= silence then
-      redis.call('ZREM', waiters, head)
+      waiting = waiting - redis.call('ZREM', waiters, head)
       bury(head)
     elseif silent >= quiet and absent(head) then
       -- A sleeper is not dropped so early: exactly as many wake as were notified.
       if silent <= silence / 2 or condition_of(head) then
         overtaken = overtaken + 1
       else
-        redis.call('ZREM', waiters, head)
+        waiting = waiting - redis.call('ZREM', waiters, head)
       end
     else
-      redis.call('ZREM', waiters, head)
-      local claim = head == asker and lease or tonumber(string.match(head, '/(%d+)'))
-      give(head, claim)
+      waiting = waiting - redis.call('ZREM', waiters, head)
+      local claim, condition = string.match(head, '/(%d+)/?(.*)$')
+      claim = head == asker and lease or tonumber(claim)
+      give(head, claim, condition ~= '')
       if head == asker then return true end
-      redis.pcall('PUBLISH', inbox .. process_of(head), 'g ' .. head .. ' '
-        .. string.format('%.0f', fence) .. ' ' .. claim .. ' '
-        .. redis.call('ZCARD', waiters) .. ' ' .. limit)
+      redis.pcall('PUBLISH', inbox .. process_of(head),
+        string.format('g %s %.0f %d %d %d', head, fence, claim, waiting, limit))
     end
   end
   return false
@@ -143,7 +145,7 @@ end
 -- Tells the processes that hold permits how many wait, and the limit.
 local function tell(asker)
   local told = {[asker] = true}
-  local news = ' ' .. redis.call('ZCARD', waiters) .. ' ' .. limit
+  local news = ' ' .. waiting .. ' ' .. limit
   for _, token in ipairs(redis.call('ZRANGE', holders, 0, 31)) do
     local process = process_of(token)
     if not told[process] then

@@ -35,4 +35,4 @@ if (tonumber(redis.call('ZSCORE', left, token)) or 0) <= now then
   hand_over('', 0)
   tell('')
 end
-return {limit, redis.call('ZCARD', waiters)}
+return {limit, waiting}

@@ -20,17 +20,14 @@ local tombstone = tonumber(ARGV[5])  -- ms for which an acquire of this token is
 
 -- This write comes first: after it a server out of memory still lets the rest happen.
 local held = redis.call('ZREM', holders, token)
-local function outcome(waiting)
-  if held == 1 then return {1, waiting} end
-  return {0, waiting, redis.call('ZRANGE', holders, 0, 0)[1] or ''}
-end
 if held == 0 then
   redis.call('ZREM', waiters, token)
 elseif block == 0 then
   redis.call('HDEL', since, token)
 end
 if tombstone == 0 and redis.call('EXISTS', waiters) == 0 then
-  return held == 1 and 1 or outcome(0)
+  if held == 1 then return 1 end
+  return {0, 0, redis.call('ZRANGE', holders, 0, 0)[1] or ''}
 end
 
 -- include: now
@@ -43,4 +40,5 @@ if tombstone > 0 then
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
-return outcome(redis.call('ZCARD', waiters))
+if held == 1 then return {1, waiting} end
+return {0, waiting, redis.call('ZRANGE', holders, 0, 0)[1] or ''}

@@ -21,4 +21,4 @@ write('limit', wanted, 'extra', 0, 'pinned', 1)
 limit = wanted
 hand_over('', 0)
 tell('')
-return {limit, redis.call('ZCARD', waiters)}
+return {limit, waiting}

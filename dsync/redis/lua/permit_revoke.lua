@@ -28,4 +28,4 @@ hand_over('', 0)
 if held == 1 then
   redis.pcall('PUBLISH', inbox .. process_of(token), 'l ' .. token)
 end
-return {held, redis.call('ZCARD', waiters)}
+return {held, waiting}

@@ -33,7 +33,7 @@ if heir == '' and redis.call('ZSCORE', sleepers, token) then
   hand_over('', 0)
   local next_end = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
   local ms = next_end and math.max(tonumber(next_end) - now, 1) or -1
-  return {2, 0, ms, redis.call('ZCARD', waiters), limit, 0}
+  return {2, 0, ms, waiting, limit, 0}
 end
 local notified = redis.call('ZSCORE', waiters, token) or redis.call('ZSCORE', holders, token)
 local woken = notified and 0 or 2

@@ -43,6 +43,7 @@ else
       redis.call('ZREM', sleepers_of(condition_of(token)), token)
     end
     notified = redis.call('ZREM', waiters, token)
+    waiting = waiting - notified
   end
 end
 if notified == 1 and count > 0 then notify(condition, count) end
@@ -59,4 +60,4 @@ if tombstone > 0 then
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
-return {held, redis.call('ZCARD', waiters)}
+return {held, waiting}
