@@ -293,7 +293,9 @@ MISTAKES = {
     "it expires too early": ("+ 60000", "+ 1"),
     "it expires before it has drained": ("math.ceil(drained(level) / 1000) + 60000", "60000"),
     "older declarations hold": ("(born) > tonumber(stamp)", "(born) < tonumber(stamp)"),
-    "equal declarations hold": ("(born) > tonumber(stamp)", "(born) >= tonumber(stamp)"),
+    "equal declarations hold": (
+        "born ~= stamp and tonumber(born) > tonumber", "tonumber(born) >= tonumber",
+    ),
     "the stamp stays": ("burst, pace = born,", "burst, pace = stamp,"),
     "a declaration empties the bucket": ("period / declared\n", "period / declared; level = 0\n"),
     "nobody is told of other numbers": ("if rate ~= declared or", "if false or rate == '' and"),

@@ -24,7 +24,7 @@ local born     = ARGV[7]             -- µs, when its client was born; '' now
 -- The newest client's declaration holds.  What is in the bucket stays in it; and more where those
 -- who sleep are due later than they would be by the new one: who comes now is due behind them.
 if born == '' then born = string.format('%d', us) end
-local newer = tonumber(born) > tonumber(stamp)
+local newer = born ~= stamp and tonumber(born) > tonumber(stamp)
 if newer then
   local ahead = text and (level - burst) * pace or 0
   stamp, rate, per, burst, pace = born, declared, period, capacity, period / declared
@@ -42,9 +42,11 @@ end
 
 -- A repeated call: its answer was lost.
 local named = ';' .. token .. ' '
-local from = string.find(recent, named, 1, true) or #recent + 1
-local position, at = string.match(recent, '^(%d+) (%d+);', from + #named)
-if position then return reply(1, math.max(0, tonumber(at) - us), tonumber(position)) end
+local from = string.find(recent, named, 1, true)
+if from then
+  local position, at = string.match(recent, '^(%d+) (%d+);', from + #named)
+  if position then return reply(1, math.max(0, tonumber(at) - us), tonumber(position)) end
+end
 
 local wait = drained(level + amount - burst)
 if amount > burst or patience >= 0 and wait > patience then
