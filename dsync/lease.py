@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -230,13 +230,16 @@ class Keeper:
 
     # More renewals at once would stall the event loop, and so would more that are under way: the
     # garbage collector goes through them.  So the server gets the time to answer a slice.
-    SLICE = 100
-    PAUSE = 0.002  # seconds
+    SLICE = 50
+    PAUSE = 0.001  # seconds
 
     def __init__(self) -> None:
         # Leases of one length are renewed in the order in which they were confirmed, so each
         # round is sorted by deadline: the next one due stands first.
         self._rounds: dict[tuple[float, bool], dict[Hold, None]] = {}
+        # What was found to be due, and goes out slice by slice.  While there is any, nobody looks
+        # for more: two slices never meet, and none is renewed twice.
+        self._due: deque[Hold] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = float("inf")
         # One for each client, so that a fleet that started together does not renew together.
@@ -275,13 +278,14 @@ class Keeper:
         """
         holds = sorted(self.holds(), key=lambda hold: hold.deadline)
         self._renew_slice([hold for hold in holds if hold.cohort.requests])
-        self._renew(deque(holds))
+        self._renew(holds)
 
     def holds(self) -> list[Hold]:
         """Everything that is held."""
         return [hold for round_ in self._rounds.values() for hold in round_]
 
     def close(self) -> None:
+        self._due.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -308,6 +312,9 @@ class Keeper:
                 if hold.deadline <= now:
                     lost.append(hold)
                     continue
+                if self._due:
+                    wake = now  # look again when those are through; who is lost stands before
+                    break
                 wake = min(wake, hold.deadline)
                 if hold.renew_at <= now:
                     if not hold.renewing:
@@ -317,18 +324,26 @@ class Keeper:
                     if not hold.failed:
                         break  # those behind it are due later
         if wake < float("inf"):
-            self._wake_by(wake)
+            self._wake_by(max(wake, now + self.PAUSE))
         for hold in lost:
             if hold.token in hold.cohort.holds:  # a hook may have released it meanwhile
                 hold.cohort.expire(hold)
-        due.sort(key=lambda hold: hold.deadline)  # a short one may stand behind thousands
-        self._renew(deque(due))
+        if due:
+            due.sort(key=lambda hold: hold.deadline)  # a short one may stand behind thousands
+            self._renew(due)
 
-    def _renew(self, due: deque[Hold]) -> None:
+    def _renew(self, due: Iterable[Hold]) -> None:
         """Renew a slice now, and the rest slice by slice."""
+        under_way = bool(self._due)
+        self._due = deque(due)
+        if not under_way:
+            self._renew_next()
+
+    def _renew_next(self) -> None:
+        due = self._due
         self._renew_slice([due.popleft() for _ in range(min(len(due), self.SLICE))])
         if due:
-            asyncio.get_running_loop().call_later(self.PAUSE, self._renew, due)
+            asyncio.get_running_loop().call_later(self.PAUSE, self._renew_next)
 
     def _renew_slice(self, holds: list[Hold]) -> None:
         for hold in holds:
