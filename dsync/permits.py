@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PASSES", "Permits"]
 
-PASSES = 64  # from task to task for each grant; a grant reserves as many fences
+PASSES = 128  # from task to task for each grant; a grant reserves as many fences
 TOMBSTONE_MS = 60_000  # for as long a token that has left is refused
 
 
