@@ -45,6 +45,8 @@ class Lock(Holding):
     def release(self) -> Reply[None]:
         """Give the lock to the next waiter, or to nobody; awaited, that is confirmed.
 
+        With `linger` and nobody waiting, this process keeps it for a moment, and nothing is sent.
+
         Any task of the process may call it.  What this task acquired goes first.
 
         Raises:

@@ -41,6 +41,8 @@ class Semaphore(Holding):
     def release(self) -> Reply[None]:
         """Give a permit back; awaited, that is confirmed.
 
+        With `linger` and nobody waiting, this process keeps it for a moment, and nothing is sent.
+
         The permit this task has held longest, else the oldest of this object's.  With none held
         the value is raised by one, for everyone and for good, as asyncio's counter does.
 

@@ -189,6 +189,27 @@ async def test_what_no_replica_confirms_is_given_back_and_said(
         await hold(one, fine)
 
 
+async def test_what_replicas_know_lingers_and_what_they_do_not_is_given_back(
+    replicated: Replicated, client: Made
+) -> None:
+    one = client(replicated.primary.url, replicas=1, outage_timeout=SHORT)
+    lock = one.lock("x", linger=60)
+    await settled((await one).listening)
+    replicated.lag()
+    with pytest.raises(dsync.StoreUnavailable, match="given back"):
+        await lock.acquire()
+    assert not lock._cohort.holds
+    replicated.between.heal()
+    async with lock:
+        token = list(lock._cohort.holds)
+    before = await waits(replicated)
+    async with lock:
+        assert list(lock._cohort.holds) == token
+    assert await waits(replicated) == before
+    await one.aclose()
+    assert await holders(replicated, 0) == 0
+
+
 async def test_a_timeout_is_kept_while_replicas_are_silent(
     replicated: Replicated, client: Made
 ) -> None:
