@@ -31,6 +31,7 @@ from dsync.jobs import Jobs
 from dsync.lease import Keeper, Lease, LostHook, OnLost, Terms
 from dsync.lock import Lock
 from dsync.names import checked_name, identify
+from dsync.outbox import Outbox
 from dsync.patience import Patience
 from dsync.quota import Quota
 from dsync.rate_limiter import RateLimiter, checked_rate
@@ -131,6 +132,7 @@ class Client(Jobs):
         self._flags: WeakValueDictionary[str, Flag] = WeakValueDictionary()  # by channel
         self._arrivals: WeakValueDictionary[str, Arrivals] = WeakValueDictionary()  # by name
         self._hubs: WeakValueDictionary[str, Hub] = WeakValueDictionary()  # by name
+        self.outboxes: WeakValueDictionary[str, Outbox] = WeakValueDictionary()  # by bus
         self._flights: WeakValueDictionary[str, Flight] = WeakValueDictionary()  # by key
         self._quotas: WeakValueDictionary[tuple[str, str], Quota] = WeakValueDictionary()
         self._deferred: list[Callable[[], None]] = []  # until there is a loop
@@ -145,7 +147,7 @@ class Client(Jobs):
         self._checked = False  # how the server is set up
         self._counter = 0
         self.declarations: Declarations = Declarations()
-        self._patience = None if slow_wait is None else Patience(self, slow_wait)
+        self.patience = None if slow_wait is None else Patience(slow_wait)
         self._respondent: Respondent | None = None  # once somebody has asked
         self._broken_at: float | None = None  # since when a connection is broken
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -403,8 +405,6 @@ class Client(Jobs):
                 )
             self._loop = loop
         self._entered = loop
-        if self._patience is not None:
-            self._patience.begin()
         deferred, self._deferred = self._deferred, []
         for action in deferred:
             action()
@@ -461,8 +461,8 @@ class Client(Jobs):
                 listener.close()
         self._closed = True
         self._entered = None
-        if self._patience is not None:
-            self._patience.end()
+        if self.patience is not None:
+            self.patience.end()
         self.keeper.close()
         if self._loop is not None:
             try:
@@ -547,7 +547,7 @@ class Client(Jobs):
         """A lease was lost: say so, and call the hooks."""
         log.warning("%s", lease.error())
         if self.watch.hooks:
-            cohort.tell_lost(lease, late=not lease.told and lease.owner is not None)
+            cohort.tell_lost(lease)
         if self._on_lost is not None:
             try:
                 self._on_lost(lease)

@@ -13,6 +13,7 @@ import asyncio
 import random
 import time
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dsync.beat import Beat
@@ -64,6 +65,7 @@ class Cohort(Line):
         self.beat: Beat = Beat(client, self._keep_places)
         self._turn = 0
         self._changing = 0  # calls of ours on their way that change the limit
+        self.minded = False  # Patience looks at it from time to time
         # The token of who holds it, of another process, as the store has told us, and when it did.
         self._rival: bytes | str = b""
         self._rival_at = 0.0  # time.monotonic()
@@ -281,6 +283,8 @@ class Cohort(Line):
             self.refused(request, reply, sent=call.attempts > 0)
             return
         code, fence_or_place, ms, waiting, limit, *holder = reply
+        if code == 0:
+            self._rival, self._rival_at = holder[0], call.sent
         if limit != self.limit:
             self.learn_limit(limit)
         if self.permits.declaration.unborn:
@@ -289,7 +293,6 @@ class Cohort(Line):
             self.granted(request, fence_or_place, call.sent, ms / 1000, waiting)
         elif code == 0 and fence_or_place >= 0:
             request.queued = True
-            self._rival, self._rival_at = holder[0], call.sent
             if request.sleeps:
                 self.sleepers.notified(request)
             if fence_or_place and ms > 0:
@@ -311,6 +314,7 @@ class Cohort(Line):
     def queued(self, request: Request, ms: int, waiting: int) -> None:
         """It has its place in the store, which will look at it again in `ms`."""
         self.note_waiting(waiting)
+        self.mind()
         self.beat.start(ms)  # again when the next lease ends
         if request.again:
             request.again = False
@@ -443,8 +447,15 @@ class Cohort(Line):
             waiter.request = self.ask_for(terms, waiter)
         else:
             self.waiters.append(waiter)
-            if not 0 < self.limit <= self._passable:  # else all there is passes through our hands
+            if 0 < self.limit <= self._passable:
+                self.mind()  # all there is passes through our hands
+            else:
                 self.stand()
+
+    def mind(self) -> None:
+        """Tasks here wait: see to it that somebody notices if that takes long."""
+        if not self.minded and self.client.patience is not None:
+            self.client.patience.begin(self)
 
     def _left(self, waiter: Waiter) -> None:
         if waiter.request is None:
@@ -469,14 +480,20 @@ class Cohort(Line):
     def holder(self) -> str:
         """Who holds it, or for longest of several here, in words, as far as this process knows."""
         now = time.monotonic()
-        leases = [hold.lease for hold in self.holds.values() if hold.lease is not None]
+        it, one = ("it", "") if self.block else ("one", "one is ")
+        some = islice(self.holds.values(), 16)  # each of thousands that time out at once asks
+        leases = [hold.lease for hold in some if hold.lease is not None]
         if leases:
             first = min(leases, key=lambda lease: lease.since)
-            return f"{first.holder()} of this process has held it for {now - first.since:.1f} s"
-        if not self._rival:
+            return f"{first.holder()} of this process has held {it} for {now - first.since:.1f} s"
+        if not self._rival or self._is_ours(self._rival):
             return "info() tells who holds it"
         ago = max(now - self._rival_at, 0)
-        return f"held by {party(self._rival)}, as it was {ago:.1f} s ago"
+        return f"{one}held by {party(self._rival)}, as it was {ago:.1f} s ago"
+
+    def _is_ours(self, token: bytes | str) -> bool:
+        text = token if isinstance(token, str) else token.decode(errors="replace")
+        return text.startswith(f"{self.client.client_id}.")
 
     def _check_room(self, max_waiters: int) -> None:
         # Whom a free permit may already be on its way to does not count as waiting.
@@ -596,14 +613,15 @@ class Cohort(Line):
         if isinstance(call.reply, BaseException):
             reply.settle(call.reply)
             return
-        held, waiting, *holder = (1, 0) if type(call.reply) is int else call.reply
+        answer: list[Any] = [1, 0, 0] if type(call.reply) is int else call.reply
+        held, waiting, more = answer  # how many were served, or who holds it instead
         self.note_waiting(waiting)
         if not held and call.attempts == 1:
-            lease.lose(self._taken_by(*holder or [b""]))
+            lease.lose(self._taken_by(more))
             self.client.lost(self, lease)
             reply.settle(lease.error())
         else:
-            if type(call.reply) is not int and held and self.watch.hooks:
+            if held and more and self.watch.hooks:
                 self.watch.tell(HandedOver(self.kind, self.name, "store"))
             # Not held, but asked twice: the first time did it, and its answer was lost.
             reply.settle(None)
@@ -673,16 +691,21 @@ class Cohort(Line):
             self.leave(request)
         # Holds last: a store that answers at once would give them to who waits here.
         for hold in list(self.holds.values()):
-            lease = hold.lease
-            if lease is not None:
-                lease.lose("its client was closed")
-                self.tell_lost(lease)
-            if hold.notices and lease is not None:
-                self.sleepers.release(hold, lease)  # what it has notified is notified
-                continue
+            if hold.token in self.holds:  # a hook may have released it meanwhile
+                self._close(hold)
+        self.beat.stop()
+
+    def _close(self, hold: Hold) -> None:
+        lease = hold.lease
+        if lease is not None:
+            lease.lose("its client was closed")
+        if hold.notices and lease is not None:
+            self.sleepers.release(hold, lease)  # what it has notified is notified
+        else:
             self.drop(hold)
             if lease is not None and lease.owner is None and is_sleepers(hold.token):
                 self.sleepers.abandon(hold.token)  # its task has yet to run, and will not
             else:
                 self.abandon(hold.token)
-        self.beat.stop()
+        if lease is not None:
+            self.tell_lost(lease)

@@ -89,6 +89,7 @@ class Condition:
         began = time.monotonic()
         sleeper = sleepers.sleep(before, self._plain, lock._terms)
         lock._forget(before)
+        lock._cohort.tell_released(before)
         timer = None
         if timeout is not None:
             timer = asyncio.get_running_loop().call_later(timeout, self._time_out, sleeper)
@@ -98,6 +99,7 @@ class Condition:
             sleepers.leave(sleeper)
             raise
         finally:
+            sleeper.task = None
             if timer is not None:
                 timer.cancel()
         if sleeper.lease is None:

@@ -1,11 +1,12 @@
 """What Lock and Semaphore share: an object that holds leases, one for each acquire."""
 
 import asyncio
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dsync.arguments import checked_count, checked_lease, checked_seconds
-from dsync.errors import DsyncError, NotHeld
+from dsync.errors import AcquireTimeout, DsyncError, NotHeld
 from dsync.lease import Lease, Terms
 from dsync.line import DONE
 from dsync.reply import Reply
@@ -69,9 +70,16 @@ class Holding:
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
         line = self._cohort
-        acquire = line.acquire_watched if line.watch.hooks else line.acquire
-        lease = await acquire(self._terms, timeout)
+        began = time.monotonic() if line.watch.hooks else None
+        try:
+            lease = await line.acquire(self._terms, timeout)
+        except AcquireTimeout:
+            if began is not None:
+                line.tell_timed_out(time.monotonic() - began)
+            raise
         self._hold(lease)
+        if began is not None:
+            line.tell_acquired(lease, time.monotonic() - began)
         return lease
 
     def _hold(self, lease: Lease) -> None:
@@ -92,11 +100,13 @@ class Holding:
         """
         line = self._cohort
         lease = await line.try_acquire(self._terms)
-        if line.watch.hooks:
-            line.tell_tried(lease)
         if lease is None:
+            if line.watch.hooks:
+                line.tell_refused()
             return False
         self._hold(lease)
+        if line.watch.hooks:
+            line.tell_acquired(lease, 0.0)
         return True
 
     def _pick(self) -> Lease | None:

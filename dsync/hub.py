@@ -41,7 +41,10 @@ class Hub:
         self.what: str = f"bus {name!r}"
         self.channel: str = tag(client.namespace, "bus", name)[1:-1]
         self._record = client.store.at("bus", name)
-        self._outbox = Outbox(client, name, self._record, self.channel)
+        # One for the bus as long as anything is on its way, though this hub may be new: of two, one
+        # would overtake the other, and the server takes the older batch for a copy.
+        outbox = Outbox(client, name, self._record, self.channel)
+        self._outbox = client.outboxes.setdefault(name, outbox)
         # Subscribers: by the one event they want, and those that want a pattern.
         self._by_event: dict[str, list[Subscription]] = {}
         self._by_pattern: list[Subscription] = []
@@ -284,10 +287,10 @@ class Hub:
                 self._put(subscription, parcel)
 
     def _put(self, subscription: Subscription, parcel: Parcel) -> None:
+        subscription.put(parcel)
         watch = self.client.watch
         if watch.hooks:
             watch.tell(Received("bus", self.name, parcel.event))
-        subscription.put(parcel)
 
     # -- trouble --------------------------------------------------------------------------------
 

@@ -127,6 +127,7 @@ class Line:
                 self._abandon(waiter)
                 raise
             finally:
+                waiter.task = None  # else its exception, with this frame, would keep the task
                 if timer is not None:
                     timer.cancel()
             assert lease is not None
@@ -143,42 +144,32 @@ class Line:
 
     # -- what is told ---------------------------------------------------------------------------
 
-    async def acquire_watched(self, terms: Terms, timeout: float | None) -> Lease:
-        """`acquire`, and how it ended is told."""
-        began = time.monotonic()
-        try:
-            lease = await self.acquire(terms, timeout)
-        except AcquireTimeout:
-            self.watch.tell(TimedOut(self.kind, self.name, time.monotonic() - began))
-            raise
-        self.tell_acquired(lease, time.monotonic() - began)
-        return lease
+    def tell_timed_out(self, waited: float) -> None:
+        """The task that runs has waited in vain."""
+        self.watch.tell(TimedOut(self.kind, self.name, waited))
 
-    def tell_tried(self, lease: Lease | None) -> None:
-        """The task that runs has tried, without waiting, and holds the lease, or none."""
-        if lease is None:
-            self.watch.tell(Refused(self.kind, self.name, None))
-        else:
-            self.tell_acquired(lease, 0.0)
+    def tell_refused(self) -> None:
+        """The task that runs has tried in vain."""
+        self.watch.tell(Refused(self.kind, self.name, None))
 
     def tell_acquired(self, lease: Lease, waited: float) -> None:
         """The task that runs holds the lease."""
-        lease.told = True
+        lease.told = "acquired"
         task = asyncio.current_task()
         name = "" if task is None else task.get_name()
         self.watch.tell(Acquired(self.kind, self.name, waited, name, lease.fence))
 
     def tell_released(self, lease: Lease) -> None:
         """It has given it back; hooks that have not heard of the lease hear nothing."""
-        if lease.told:
-            lease.told = False
+        if lease.told == "acquired":
+            lease.told = "released"
             held, name = self._facts(lease)
             self.watch.tell(Released(self.kind, self.name, held, name, lease.fence))
 
-    def tell_lost(self, lease: Lease, late: bool = False) -> None:
-        """It was lost; `late`: it had been given back before that was known."""
-        if lease.told or late:
-            lease.told = False
+    def tell_lost(self, lease: Lease) -> None:
+        """It was lost; late, if it had been given back before that was known."""
+        if lease.told:
+            late, lease.told = lease.told == "released", ""
             held, name = self._facts(lease)
             reason = lease.reason
             self.watch.tell(Lost(self.kind, self.name, held, name, lease.fence, reason, late))

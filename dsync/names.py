@@ -67,4 +67,6 @@ def party(token: str | bytes) -> str:
         _, label, host, pid = who(text)
     except ValueError:  # nobody of ours has made it
         return repr(text)
-    return f"{label} ({host}:{pid})"
+    # Somebody else has chosen it: no lines of its own in a log.
+    shown = label if label.isprintable() else ascii(label)
+    return f"{shown} ({host}:{pid})"

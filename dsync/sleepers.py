@@ -9,6 +9,7 @@ unless the store has notified it before: then it has to pass that on, for it is 
 """
 
 import asyncio
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,13 @@ class Sleepers:
         loop = cohort.client.enter()
         hold = cohort.still_held(lease)
         sleeper = Sleeper(loop.create_future(), terms)
+        sleeper.task = asyncio.current_task()
         token = f"{cohort.client.token(terms.claim)}/{condition}"
         request = sleeper.request = Request(token, terms, sleeper)
         request.sleeps = request.asking = True
         cohort.asleep[token] = request
         cohort.enlist(request)
         cohort.drop(hold)
-        cohort.tell_released(lease)
         lease.pause()
         done = partial(self._slept, request, hold, lease)
         self._yield_up(hold, condition, hold.notices.pop(condition, 0), token, done)
@@ -91,7 +92,7 @@ class Sleepers:
             if request.token in cohort.requests:
                 cohort.refused(request, call.reply, sent=call.attempts > 0)
             return
-        held, waiting = call.reply
+        held, waiting, *_ = call.reply
         if request.token not in cohort.requests:
             return
         if held:
@@ -112,6 +113,13 @@ class Sleepers:
         self._cohort.asleep.pop(request.token, None)
         if isinstance(request.waiter, Sleeper):
             request.waiter.notified = True
+            self._wants_lock(request.waiter)
+
+    def _wants_lock(self, sleeper: Sleeper) -> None:
+        """From now on it waits for the lock, as others do."""
+        if not sleeper.since:
+            sleeper.since = time.monotonic()
+            self._cohort.mind()
 
     def served(self, request: Request) -> None:
         """An heir may be served before its waking is answered: then its sleeper is no more."""
@@ -126,6 +134,7 @@ class Sleepers:
         """It waits for no notification any more, only for the lock."""
         cohort, request = self._cohort, sleeper.request
         sleeper.roused = True
+        self._wants_lock(sleeper)
         if request is None or request.heir is not None or not request.sleeps:
             return
         if request.token not in cohort.requests:

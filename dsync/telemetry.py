@@ -214,7 +214,9 @@ class Watch:
         for hook in self.hooks:
             try:
                 hook(happening)
-            except Exception:
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException:  # a CancelledError of its own, too: it must end nothing of ours
                 log.exception("the on_event hook %r failed on %r", hook, happening)
 
     async def taking(self, kind: str, name: str, amount: int, acquire: Awaitable[T]) -> T:

@@ -114,7 +114,7 @@ class Permits:
 class Step:
     """One transition at one moment: the server's time, and what a grant needs to know."""
 
-    __slots__ = ("block", "gone", "now", "permits", "quiet", "silence", "us")
+    __slots__ = ("block", "gone", "handed", "now", "permits", "quiet", "silence", "us")
 
     def __init__(self, permits: Permits, us: int, block: int = 0, silence: int = 0) -> None:
         self.permits: Permits = permits
@@ -124,6 +124,7 @@ class Step:
         self.silence: int = silence
         self.quiet: int = silence // 4
         self.gone: dict[str, bool] = {}  # processes that no message reaches
+        self.handed = 0  # how many of those who waited got a permit
 
     def grant(self, token: str, lease: int) -> None:
         permits = self.permits
@@ -196,6 +197,7 @@ class Step:
                 self.grant(head, claim)
                 if head == asker:
                     return True
+                self.handed += 1
                 permits.told(
                     "g", process_of(head), head, permits.fence, claim,
                     len(permits.waiters), permits.capacity(),
@@ -276,13 +278,13 @@ def permit_release(
         permits.refuse(token, step.now, tombstone)
     step.hand_over("", 0)
     waiting = len(permits.waiters)
-    return [1, waiting] if held else [0, waiting, permits.first()]
+    return [1, waiting, step.handed] if held else [0, waiting, permits.first()]
 
 
 def permit_yield(
     permits: Permits, us: int, *, token: str, condition: str, count: int, sleeper: str, keep: int,
     block: int, inbox: str, silence: int, tombstone: int,
-) -> list[int]:  # fmt: skip
+) -> Answer:  # fmt: skip
     step = Step(permits, us, block, silence)
     now = step.now
     held = notified = permits.holders.get(token, 0) > now
@@ -304,7 +306,8 @@ def permit_yield(
     if tombstone:
         permits.refuse(known, now, tombstone)
     step.hand_over("", 0)
-    return [int(held), len(permits.waiters)]
+    waiting = len(permits.waiters)
+    return [1, waiting, step.handed] if held else [0, waiting, permits.first()]
 
 
 def permit_wake(

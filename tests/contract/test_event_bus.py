@@ -1671,3 +1671,12 @@ def test_the_local_bus_can_be_decorated_at_import() -> None:
         await settled(lambda: got == [1])
 
     asyncio.run(main())
+
+
+async def test_what_is_triggered_goes_in_order_though_nobody_keeps_the_bus(world: World) -> None:
+    client = world.client()
+    async with world.client().event_bus().subscribe("*") as events:
+        replies = [client.event_bus().trigger("n", number) for number in range(7)]
+        for reply in replies:
+            await reply
+        assert data(await take(events, 7)) == list(range(7))

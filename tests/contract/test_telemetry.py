@@ -1,7 +1,10 @@
 """What hooks are told, and who is named in errors and warnings."""
 
 import asyncio
+import contextlib
+import gc
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -364,3 +367,170 @@ async def test_nobody_is_warned_of_who_asked_not_to_be(
             await client.lock("x").acquire(timeout=0.2)
     assert not ear.of(telemetry.SlowWait)
     assert "has waited for" not in caplog.text
+
+
+async def test_a_timeout_of_nothing_names_who_holds_now(world: World) -> None:
+    lock = world.client().lock("x")
+    for name in ("first", "second"):
+        holder = world.client(label=name).lock("x")
+        await holder.acquire()
+        with pytest.raises(dsync.AcquireTimeout, match=f"held by {name} "):
+            await lock.acquire(timeout=0)
+        await holder.release()
+
+
+async def test_of_a_semaphore_one_holder_is_named_as_one(world: World) -> None:
+    theirs, mine = world.client(label="night").semaphore("x", 2), world.client().semaphore("x", 2)
+    await theirs.acquire()
+    await theirs.acquire()
+    with pytest.raises(dsync.AcquireTimeout, match="one is held by night "):
+        await mine.acquire(timeout=0)
+    await theirs.release()
+    await mine.acquire()
+    with pytest.raises(dsync.AcquireTimeout, match="of this process has held one for"):
+        await mine.acquire(timeout=0)
+
+
+async def test_a_label_cannot_forge_lines_of_a_log(world: World) -> None:
+    async with world.client(label="me\nERROR all is lost").lock("x"):
+        with pytest.raises(dsync.AcquireTimeout) as caught:
+            await world.client().lock("x").acquire(timeout=0)
+    assert "\n" not in str(caught.value)
+
+
+async def stolen(world: World, condition: dsync.Condition) -> None:
+    """Another process has its lock now, and it does not know."""
+    lease = condition._lock.lease
+    assert lease is not None
+    assert lease.hold is not None
+    thief = world.client(label="thief")
+    await thief._cohort("condition", "x", 1, fences=True).answer(
+        "permit_release", token=lease.hold.token, tombstone=0
+    )
+    await thief.condition("x").acquire()
+
+
+async def test_who_has_notified_hears_who_took_the_lock(world: World) -> None:
+    condition = world.client().condition("x")
+    await condition.acquire()
+    await stolen(world, condition)
+    condition.notify()
+    with pytest.raises(dsync.LeaseLost, match=r"the store gave it to thief \("):
+        await condition.release()
+
+
+async def test_a_lock_stolen_and_closed_is_lost_once(world: World, ear: Ear) -> None:
+    client = world.client(on_event=ear)
+    condition = client.condition("x")
+    await condition.acquire()
+    await stolen(world, condition)
+    condition.notify()
+    await client.aclose()
+    assert ear.names() == ["Acquired", "Lost"]
+    world.errors.clear()  # its release came too late, and nobody awaited it
+
+
+async def test_what_was_held_before_a_hook_came_is_not_told(world: World, ear: Ear) -> None:
+    client = world.client()
+    lock = client.lock("x")
+    await lock.acquire()
+    lease = lock.lease
+    assert lease is not None
+    client.watch.add(ear)
+    await world.client().lock("x").force_release()
+    await lease.lost.wait()
+    assert ear.names() == []
+    client.watch.remove(ear)
+    assert not client.watch.hooks
+
+
+async def test_a_notification_that_nobody_waits_for_hands_nothing_over(
+    world: World, ear: Ear
+) -> None:
+    condition = world.client(on_event=ear).condition("x")
+    async with condition:
+        condition.notify()
+    assert ear.names() == ["Acquired", "Released"]
+
+
+async def test_a_hook_that_is_cancelled_leaves_nothing_held(world: World, ear: Ear) -> None:
+    def cancelled(happening: telemetry.Happening) -> None:
+        raise asyncio.CancelledError
+
+    lock = world.client(on_event=cancelled).lock("x")
+    other = world.client(on_event=[ear, cancelled]).lock("x")
+    for _ in range(2):
+        async with lock:
+            waiting = asyncio.create_task(other.acquire())
+            await asyncio.sleep(0)
+        await asyncio.wait_for(waiting, 5)
+        await other.release()
+
+
+async def test_a_hook_sees_the_lease_and_may_give_others_back(world: World) -> None:
+    fences = []
+
+    def on_event(happening: telemetry.Happening) -> None:
+        match happening:
+            case telemetry.Acquired(name="a"):
+                fences.append(first.fence)
+            case telemetry.Lost(name="a"):
+                second.release()
+
+    client = world.client(on_event=on_event)
+    first, second = client.lock("a"), client.lock("b")
+    await first.acquire()
+    await second.acquire()
+    assert fences == [first.fence]
+    await client.aclose()
+    assert await world.client().lock("b").try_acquire()
+
+
+async def test_a_wait_that_failed_keeps_its_task_from_nothing(world: World) -> None:
+    if world.kind == "fakeredis":
+        pytest.skip("it makes cycles of its own")
+    async with world.client().lock("x"):
+        lock, refs = world.client().lock("x"), []
+
+        async def wait() -> None:
+            with contextlib.suppress(dsync.AcquireTimeout):
+                await lock.acquire(timeout=0.01)
+
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                task = asyncio.create_task(wait())
+                refs.append(weakref.ref(task))
+                await task
+                del task
+            assert sum(ref() is not None for ref in refs) <= 1
+        finally:
+            gc.enable()
+
+
+async def test_a_sleeper_that_cannot_get_its_lock_back_is_noticed(world: World, ear: Ear) -> None:
+    client, other = world.client(on_event=ear, slow_wait=0.1), world.client(label="hog")
+    condition = client.condition("x")
+
+    async def wait() -> None:
+        async with condition:
+            with pytest.raises(dsync.WaitTimeout):
+                await condition.wait(0.02)
+
+    waiting = asyncio.create_task(wait(), name="sleepy")
+    await settled(lambda: condition._waiting() == 1, "it sleeps")
+    async with other.condition("x"):
+        await settled(lambda: bool(ear.of(telemetry.SlowWait)), "it is noticed")
+    await waiting
+    (slow,) = ear.of(telemetry.SlowWait)
+    assert (slow.task, slow.holder.startswith("held by hog (")) == ("sleepy", True)
+
+
+async def test_a_client_that_waits_for_nothing_leaves_the_loop_alone(world: World) -> None:
+    client = world.client(slow_wait=0.2)
+    async with client.lock("x"):
+        with pytest.raises(dsync.AcquireTimeout):
+            await client.lock("x").acquire(timeout=0.02)
+    assert client.patience is not None
+    await settled(lambda: client.patience._timer is None)  # type: ignore[union-attr]

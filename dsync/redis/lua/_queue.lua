@@ -8,6 +8,7 @@
 -- notified, and if it dies its notification goes to another.
 local taken = redis.call('ZCARD', holders)
 local waiting = redis.call('ZCARD', waiters)
+local handed = 0 -- how many of those who waited got a permit
 local last_ticket = tonumber(was[7]) or 0
 
 local function process_of(token)
@@ -135,6 +136,7 @@ local function hand_over(asker, lease)
       claim = head == asker and lease or tonumber(claim)
       give(head, claim, condition ~= '')
       if head == asker then return true end
+      handed = handed + 1
       redis.pcall('PUBLISH', inbox .. process_of(head),
         string.format('g %s %.0f %d %d %d', head, fence, claim, waiting, limit))
     end

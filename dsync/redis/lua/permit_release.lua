@@ -1,8 +1,8 @@
 -- Give a permit back or leave the queue: afterwards the token neither holds nor waits, and those
 -- waiting have been served.  Safe to repeat: a token that is gone touches nobody.
 --
--- Returns    {1, waiting}           it held a permit until now
---            1                      the same, and nobody waits
+-- Returns    {1, waiting, handed}   it held a permit until now; handed: how many got one by this
+--            1                      the same, and nobody waited
 --            {0, waiting, holder}   it did not; holder: whose lease ends next, '' where nobody holds
 -- Invariant  the queue's head owns the permit before anybody else can ask for it.
 
@@ -40,5 +40,5 @@ if tombstone > 0 then
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
-if held == 1 then return {1, waiting} end
+if held == 1 then return {1, waiting, handed} end
 return {0, waiting, redis.call('ZRANGE', holders, 0, 0)[1] or ''}

@@ -2,7 +2,8 @@
 -- holder's own sleeper begins to wait for a notification.  Also what a sleeper does that will not
 -- use what it has been notified of.  Safe to repeat: a token that is gone touches nobody.
 --
--- Returns    {held, waiting}   held: 1 if it held the lock until now, else 0
+-- Returns    {1, waiting, handed}   it held the lock until now; handed: 1 if another got it by this
+--            {0, waiting, holder}   it did not; holder: who does, '' where nobody does
 -- Invariant  only who holds the lock, or has been notified, notifies; those notified stand in the
 --            lock's queue in their order before anybody else can ask for the lock.
 
@@ -60,4 +61,5 @@ if tombstone > 0 then
   redis.call('PEXPIRE', left, math.max(redis.call('PTTL', left), 2 * tombstone))
 end
 hand_over('', 0)
-return {held, waiting}
+if held == 1 then return {1, waiting, handed} end
+return {0, waiting, redis.call('ZRANGE', holders, 0, 0)[1] or ''}
