@@ -114,10 +114,14 @@ class PooledLink(Link):
 
     async def _send_batch(self) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
-        now = time.monotonic()
         if not self._greeted:
+            # There is a connection before the greeting is sent: its answer is the server's time, and
+            # the longer that is under way the less is known of it.
+            async with asyncio.timeout(self.reply_timeout):
+                await self._client.ping()
             self._greeted = True
             self._backlog.appendleft(self.greet())
+        now = time.monotonic()
         while self._backlog:
             call = self._backlog.popleft()
             call.sent = now
