@@ -10,7 +10,7 @@ from functools import partial
 from random import uniform
 from secrets import token_hex
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from weakref import WeakSet, WeakValueDictionary
 
 from dsync.arguments import checked_count, checked_lease, checked_seconds
@@ -377,13 +377,22 @@ class Client(Jobs):
 
     # -- lifetime ---------------------------------------------------------------------------------
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can be neither pickled nor copied, and nothing that it has made; "
+            "another process makes its own client, and the same thing by its name"
+        )
+
     def enter(self) -> asyncio.AbstractEventLoop:
         """Called before anything is asked: this loop, this process, and open.  -> the loop"""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             if not self.forked:
-                raise
+                raise RuntimeError(
+                    f"no running event loop, and {self!r} needs one: call it from a coroutine; "
+                    "from another thread by loop.call_soon_threadsafe()"
+                ) from None
         else:
             if self._entered is loop:
                 return loop

@@ -76,8 +76,8 @@ class Lease:
         self.fence: int | None = fence
         self.released: bool = False  # of those that have no hold
         self.since: float = 0.0  # when it was granted, time.monotonic(); of those that have a hold
-# What hooks have heard: nothing (""), that it was "acquired", that it was "released".  After
-        # a loss nothing more is told.
+        # What hooks have heard: nothing (""), that it was "acquired", that it was "released".
+        # After a loss nothing more is told.
         self.told: Literal["", "acquired", "released"] = ""
         self.owner: asyncio.Task[object] | None = None  # the task that acquired
         self._reason: str | None = None  # why it was lost

@@ -214,8 +214,9 @@ class Respondent:
         which = happening.kind, happening.name
         tally = self._tallies.get(which)
         if tally is None:
-            if len(self._tallies) >= COUNTED:
-                return
+            if len(self._tallies) >= COUNTED:  # what was used last is what is looked at
+                known = sorted(self._tallies.items(), key=lambda each: each[1].at)
+                self._tallies = dict(known[COUNTED // 2 :])
             tally = self._tallies[which] = Tally(self._place(*which))
         tally.at = time.monotonic()
         tally.count += count

@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "Acquired",
@@ -195,7 +195,8 @@ class Watch:
     __slots__ = ("hooks",)
 
     def __init__(self, hooks: "Hook | Sequence[Hook] | None" = None) -> None:
-        several = hooks if isinstance(hooks, Sequence) else () if hooks is None else (hooks,)
+        single = not isinstance(hooks, Sequence) or isinstance(hooks, str)
+        several: Any = () if hooks is None else (hooks,) if single else hooks
         for hook in several:
             if not callable(hook):
                 raise TypeError(f"on_event must be a callable or several in a list, got {hook!r}")

@@ -4,6 +4,7 @@ What a command needs is imported when it runs, so `--help` is quick.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ exit codes:
     1  no: not acquired, not set, not in time, not there
     2  the arguments cannot be used
    65  what is stored under the name is not dsync's, or a newer dsync's
-   69  the server cannot be reached, or does not allow it
+   69  the server cannot be reached, or does not allow it; a package or a server is not installed
    75  the lock was lost while COMMAND ran, which was ended
   126  COMMAND cannot be run; 127: there is none of this name
   130  Ctrl-C
@@ -47,6 +48,9 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written out
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     run: list[str] | None = None
     if words[:1] and words[0] in TAKE_A_COMMAND and "--" in words:

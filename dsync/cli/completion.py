@@ -2,7 +2,7 @@
 
 import argparse
 
-from dsync.cli.options import Failure, Parsers, add_parser
+from dsync.cli.options import UNAVAILABLE, Failure, Parsers, add_parser
 
 __all__ = ["register"]
 
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError:
-        raise Failure("needs the package shtab: pip install 'dsync-redis[cli]'") from None
+        raise Failure(
+            "needs the package shtab: pip install 'dsync-redis[cli]'", UNAVAILABLE
+        ) from None
     print(shtab.complete(parser(), args.shell))
     return 0

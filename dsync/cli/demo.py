@@ -19,7 +19,7 @@ Start worker processes that share a lock, semaphores, an event, conditions and a
 One worker is killed while it holds the lock, and another is stopped until its lease is over.
 Everybody writes down what happens; the summary is computed from that.  The exit code is
 0 if every promise was put to the test and kept, 1 if one was broken or nothing came to pass,
-2 if there was no server to run on, 130 after Ctrl-C.  The code to learn from is
+69 if there was no server to run on, 130 after Ctrl-C.  The code to learn from is
 dsync/demo/worker.py.
 """
 

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from dsync.cli.options import Parsers, add_parser, count
+from dsync.cli.options import NO, UNAVAILABLE, Parsers, add_parser, count
 
 __all__ = ["register"]
 
@@ -25,7 +25,7 @@ examples:
   dsync serve --socket ./valkey.sock
   dsync serve --port 6379 --persist ./data
 
-exit codes: 0 after Ctrl-C or SIGTERM, 1 if there is no server to run or it ended by itself
+exit codes: 0 after Ctrl-C or SIGTERM, 1 if it cannot run or ended by itself, 69 if there is none
 """
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from dsync.server import Server, ServerError
+    from dsync.server import Server, ServerError, ServerMissing
 
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
                     raise ServerError(f"the server at {server.url} ended by itself")
     except (ServerError, OSError) as error:
         _say(f"dsync serve: {error}")
-        return 1
+        return UNAVAILABLE if isinstance(error, ServerMissing) else NO
     return 0
 
 

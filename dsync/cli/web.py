@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dsync.cli.options import (
+    UNAVAILABLE,
     USAGE,
     Failure,
     Parsers,
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ImportError:
         raise Failure(
-            "needs the packages starlette and uvicorn: pip install 'dsync-redis[web]'"
+            "needs the packages starlette and uvicorn: pip install 'dsync-redis[web]'",
+            UNAVAILABLE,
         ) from None
 
     async def act(client: "Client") -> int:

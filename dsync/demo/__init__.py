@@ -23,9 +23,10 @@ def main(args: argparse.Namespace) -> int:
         args: `url` (None: an embedded server), `workers`, `seconds`, `plain`.
 
     Returns:
-        0 if every promise was put to the test and kept, 1 if not, 2 if there is no server to run
-        it on, 130 if it was interrupted before anything broke.
+        0 if every promise was put to the test and kept, 1 if not, 2 if the URL cannot be used, 69
+        if there is no server to run, 130 if it was interrupted before anything broke.
     """
+    from dsync.cli.options import UNAVAILABLE, USAGE
     from dsync.demo.run import NoServer, perform
     from dsync.demo.verdict import exit_code, summary, verify
     from dsync.server import Server, ServerError
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         return code if finished or keep else 130
     except (NoServer, ServerError) as error:
         print(f"dsync demo: {error}", file=sys.stderr)
-        return 2
+        return USAGE if isinstance(error, NoServer) else UNAVAILABLE
     finally:
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)

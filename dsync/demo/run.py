@@ -41,7 +41,7 @@ async def perform(
     """Run the demo; its evidence is in the directory then.  -> whether it came to its end.
 
     Raises:
-        NoServer: nothing was begun.
+        NoServer, StoreUnavailable: nothing was begun.
     """
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(await _reached(url))
@@ -182,9 +182,9 @@ async def _reached(url: str) -> dsync.Client:
         raise NoServer(f"processes cannot share {url}: it lives in one; use redis://host:6379")
     try:
         return await client
-    except dsync.DsyncError as error:
+    except dsync.DsyncError:
         await client.aclose()
-        raise NoServer(str(error)) from error
+        raise
 
 
 async def _commands(client: dsync.Client) -> int | None:

@@ -179,9 +179,10 @@ class Overview:
             some = chosen[start : start + BATCH]
             looks = (self._places.look(each, KINDS[each.kind]) for each in some)
             replies = await asyncio.gather(*looks, return_exceptions=True)
+            lost = [reply for reply in replies if isinstance(reply, StoreUnavailable)]
+            if len(lost) == len(some) > 1 or (lost and not self._client.store.connected):
+                raise lost[0]
             for each, reply in zip(some, replies, strict=True):
-                if isinstance(reply, StoreUnavailable):
-                    raise reply
                 self._found[each] = time.monotonic()
                 self._facts[each] = _known(each, reply)
 

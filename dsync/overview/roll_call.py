@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -279,6 +278,6 @@ def _count(number: Any) -> int:
 def _number(number: Any) -> float:
     """A time or a count, 0 or more."""
     value = float(number)
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= 2**53:
         raise ValueError(f"{number!r} is none")
     return value

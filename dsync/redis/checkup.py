@@ -149,7 +149,15 @@ class _Examination:
 
     def _of_memory(self) -> Iterator[Finding]:
         policy = self._info.get("maxmemory_policy", "noeviction")
+        limit, used = (int(self._info.get(key, 0)) for key in ("maxmemory", "used_memory"))
         if policy == "noeviction":
+            if limit and used > 0.9 * limit:
+                yield Finding(
+                    "warning",
+                    f"{self._where} uses {used / limit:.0%} of its maxmemory",
+                    "at 100 % it refuses what dsync writes, renewals of leases too",
+                    "raise maxmemory, or give dsync a server of its own",
+                )
             return
         if int(self._info.get("maxmemory", 0)):
             yield Finding(

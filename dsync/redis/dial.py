@@ -42,6 +42,11 @@ def pool_for(url: str) -> Any:
             "embedded://, redis://host:6379/0, rediss:// (TLS), unix:///path/to/socket, "
             "redis+cluster://host1,host2 or redis+sentinel://host1,host2/service"
         )
+    if not url[len(parts.scheme) :].startswith("://"):
+        raise ValueError(
+            f"cannot use {redacted(url)!r}: two slashes go after the scheme, as in "
+            f"{parts.scheme}://{'/path/to/socket' if parts.scheme == 'unix' else 'localhost:6379'}"
+        )
     database = parts.path.strip("/")
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
@@ -141,7 +146,12 @@ def hopeless(exc: BaseException, where: str) -> StoreUnavailable | None:
         or "no permissions" in text
     ):
         return StoreUnavailable(f"Redis at {where} does not let this user connect: {text}")
-    if "DB index" in text or "invalid DB" in text:
+    if "'SENTINEL'" in text:  # an unknown command there, as RESP3's HELLO is to others
+        return StoreUnavailable(
+            f"Redis at {where}: what answers there is no sentinel ({text}); a sentinel's port is "
+            "26379, usually; use redis:// for a server that has none"
+        )
+    if "DB index" in text or "invalid DB" in text or "SELECT is not allowed" in text:
         return StoreUnavailable(f"Redis at {where} has no such database: {text}")
     if "unknown command" in text or "NOPROTO" in text:
         return StoreUnavailable(

@@ -258,7 +258,8 @@ class Link:
                 f"Redis at {self.address} could not be asked for {self.outage_timeout:g} s "
                 f"({self.trouble or 'no connection yet'}); {self.hint}"
             )
-            error.__cause__ = self.trouble
+            # Its cause is in its text: a traceback of how connecting failed would bury that.
+            error.__suppress_context__ = True
             self._fail(lambda call: call.issued <= before, error)
 
     def _fail(self, chosen: Callable[[Call], bool], error: Exception) -> None:

@@ -115,8 +115,8 @@ class PooledLink(Link):
     async def _send_batch(self) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         if not self._greeted:
-            # There is a connection before the greeting is sent: its answer is the server's time, and
-            # the longer that is under way the less is known of it.
+            # A connection first: the answer to the greeting is the server's time, and the longer
+            # that is under way the less is known of it.
             async with asyncio.timeout(self.reply_timeout):
                 await self._client.ping()
             self._greeted = True

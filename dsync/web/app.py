@@ -3,6 +3,7 @@
 What is stored under a name is shown as text and nothing else, and nothing is changed by looking.
 """
 
+import asyncio
 import hmac
 import json
 import logging
@@ -10,9 +11,11 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dsync.arguments import checked_seconds
 from dsync.errors import DsyncError
@@ -37,7 +40,9 @@ __all__ = ["make_app"]
 
 STATIC = Path(__file__).parent / "static"
 VIEWERS = 100  # streams at a time
+ROWS = 2000  # primitives that are sent
 RETRY = 2000  # ms after which a browser that has lost the stream asks for it again
+STUCK = 10.0  # seconds for which a viewer may read nothing
 BODY = 65536  # bytes
 CUT = re.compile("%#[0-9a-f]{40}$")  # how what is left of a long name ends
 
@@ -57,8 +62,9 @@ def make_app(
     """The page as an application, to be served alone or mounted: it needs no lifespan.
 
     It asks the server every `every` seconds while somebody watches, once for all of them, and
-    nothing while nobody does.  `app.state.feed.close()` ends all streams: a server that waits for
-    answers to end before it stops needs that when it is told to.
+    nothing while nobody does; it shows 2,000 primitives at most, busy ones first.
+    `app.state.feed.close()` ends all streams: a server that waits for answers to end before it
+    stops needs that when it is told to.  Turn its access log off: `?token=…` would be in it.
 
     Args:
         client: whose namespace is shown; it stays yours to close.
@@ -114,7 +120,7 @@ async def _page(request: Request) -> Response:
     response = RedirectResponse("./", 303)
     response.set_cookie(
         *cookie_of(token), httponly=True, samesite="lax",
-        secure=request.url.scheme == "https", path=request.scope.get("root_path", "") + "/",
+        secure=request.url.scheme == "https", path=quote(request.scope.get("root_path", "")) + "/",
     )  # fmt: skip
     return response
 
@@ -128,7 +134,13 @@ async def _style(request: Request) -> Response:
 
 
 async def _look(overview: Overview, with_tokens: bool) -> dict[str, Any]:
-    seen = (await overview.look()).as_dict()
+    snapshot = await overview.look()
+    # What is encoded holds up the loop, and a page with more could not be read: busy ones first.
+    rows = sorted(snapshot.rows, key=lambda row: not row.busy)[:ROWS]
+    seen = replace(
+        snapshot, rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name)))
+    ).as_dict()
+    seen["unsent"] = len(snapshot.rows) - len(rows)
     if not with_tokens:
         for row in seen["rows"]:
             for holder in row["holders"]:
@@ -148,22 +160,33 @@ async def _overview(request: Request) -> Response:
 class _Stream(StreamingResponse):
     """Server-sent events; closes their generator when it ends, however that is."""
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, feed: Feed, events: AsyncGenerator[str, None]) -> None:
         # What nginx holds back comes late.
         headers = {"X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._feed = feed
         self._generator = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._generator):
-            await super().__call__(scope, receive, send)
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STUCK):
+                await send(message)
+
+        self._feed.streams += 1  # before anything is awaited: as many may come at once
+        try:
+            async with aclosing(self._generator):
+                await super().__call__(scope, receive, send_soon)
+        except* TimeoutError:
+            pass  # who does not read makes room for others
+        finally:
+            self._feed.streams -= 1
 
 
 async def _events(request: Request) -> Response:
     state = request.app.state
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    if state.feed.viewers >= VIEWERS:
+    if state.feed.streams >= VIEWERS:
         return error(503, f"{VIEWERS} are watching already")
     about = {
         "namespace": state.client.namespace,
@@ -171,7 +194,7 @@ async def _events(request: Request) -> Response:
         "retry": RETRY,
         "csrf": state.csrf,
     }
-    return _Stream(_stream(state.feed, about))
+    return _Stream(state.feed, _stream(state.feed, about))
 
 
 async def _stream(feed: Feed, about: dict[str, Any]) -> AsyncGenerator[str, None]:
@@ -198,7 +221,10 @@ async def _release(request: Request) -> Response:
         _, label, host, pid = who(token)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as trouble:
         return error(400, f"this cannot be released: {trouble}")
-    cohort = request.app.state.client._cohort(kind, name, 1, fences=kind != "semaphore")
+    client = request.app.state.client
+    # One that this process uses itself keeps what it was declared with.
+    cohort = client._cohorts.get((kind, name))
+    cohort = cohort or client._cohort(kind, name, 1, fences=kind != "semaphore")
     try:
         held = await cohort.revoke(token)
     except DsyncError as trouble:

@@ -41,6 +41,7 @@ class Feed:
         """`rest` is called when there is nobody left to look for."""
         self.every = every
         self.viewers: int = 0
+        self.streams: int = 0  # that were let in, whether they watch yet or not
         self.closed: bool = False
         self._look = look
         self._rest = rest

@@ -503,3 +503,39 @@ def test_quantiles_are_in_order_and_what_is_long_past_is_forgotten() -> None:
     assert waits.quantile(0.5) is None
     waits.add(float(10**12))  # later than anybody has waited
     assert waits.quantile(1.0)
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(real: World) -> None:
+    client = real.client()
+    await client.event("well").set()
+    key = tag(real.namespace, "barrier", "ill")
+    await real.admin.hset(f"{key}:state", "schema", 1)
+    await real.admin.zadd(f"{key}:arrivals", {"garbage": 1})
+    view = Overview(client)
+    snapshot = await view.look()
+    assert row(snapshot, "event", "well").busy
+    assert "refused" in row(snapshot, "barrier", "ill").state
+    await view.aclose()
+    await client.event("well").clear()
+    await real.admin.delete(f"{key}:state", f"{key}:arrivals")
+
+
+async def test_what_is_used_last_is_counted_whatever_was_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roll, "COUNTED", 10)
+    client, view = world.client(), Overview(world.client())
+    async with client.lock("first"):
+        await until(view, lambda snapshot: row(snapshot, "lock", "first").holders)
+    for n in range(25):
+        async with client.lock(f"{n}"):
+            pass
+
+    async def use() -> None:
+        while True:
+            async with client.lock("last"):
+                await asyncio.sleep(0)
+
+    async with tasks(asyncio.create_task(use())):
+        await until(view, lambda s: any(r.name == "last" and r.rate for r in s.rows))
+    await view.aclose()

@@ -486,7 +486,7 @@ async def test_who_was_forgotten_learns_it_at_the_next_renewal(
     await asyncio.wait_for(old, LEASE)
     assert 0 < rivals.overlap() < 0.34 * LEASE + 0.2
     [lost] = rivals.history.events("lost")
-    assert "forgotten" in lost["why"]
+    assert "the store gave it to" in lost["why"]
     rivals.check_that_the_fence_separates_them()
 
 

@@ -1,10 +1,13 @@
 """Labels: many names become few, and never more than are allowed."""
 
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 
 from dsync.metrics.names import Names, general
+
+# The same in every process of pytest-xdist: a test's name has its parameters.
+SESSION = UUID("9c1185a5-c5e9-4ab0-8f6b-3c3f1a2e77d4")
 
 
 @pytest.mark.parametrize(
@@ -15,9 +18,9 @@ from dsync.metrics.names import Names, general
         ("user-7/cart-12", "user-*/cart-*"),
         ("report.2026-11-23", "report.*-*-*"),
         ("v2", "v*"),
-        (f"session:{uuid4()}", "session:*"),
-        (f"session:{uuid4()}".upper(), "SESSION:*"),
-        (f"session:{uuid4().hex}", "session:*"),
+        (f"session:{SESSION}", "session:*"),
+        (f"session:{SESSION}".upper(), "SESSION:*"),
+        (f"session:{SESSION.hex}", "session:*"),
         ("commit 3f2a9c1b", "commit *"),
         ("commit_deadbeef", "commit_*"),
         ("cafe", "cafe"),  # too short to be anything but a word

@@ -6,9 +6,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 import dsync
 from dsync.web.app import BODY, STATIC
@@ -228,6 +231,36 @@ async def test_a_permit_is_taken_from_one_holder_of_several(real: World) -> None
     with pytest.raises(dsync.LeaseLost):
         for _ in range(2):
             await semaphore.release()
+
+
+async def test_a_service_that_uses_the_semaphore_itself_keeps_its_value(real: World) -> None:
+    client, other = real.client(), real.client().semaphore("x", 5)
+    mine = client.semaphore("x", 5)
+    await mine.acquire()
+    await other.acquire()
+    app = page_of(client, allow_release=True)
+    async with asking(app) as browser:
+        (row,) = (await browser.get("/api/overview")).json()["rows"]
+        theirs = next(h for h in row["holders"] if not h["token"].startswith(client.client_id))
+        headers = {"origin": "http://localhost", "x-dsync-csrf": app.state.csrf}
+        wish = {"kind": "semaphore", "name": "x", "token": theirs["token"]}
+        assert (await browser.post("/api/release", json=wish, headers=headers)).status_code == 200
+    assert mine.value == 5
+    for _ in range(4):
+        assert await mine.try_acquire()
+    for _ in range(5):
+        await mine.release()
+    with pytest.raises(dsync.LeaseLost):
+        await other.release()
+
+
+@pytest.mark.parametrize("prefix", ["/t/a; Domain=evil.example", "/t/€"])
+async def test_the_cookie_of_a_mounted_page_is_for_its_path_alone(real: World, prefix: str) -> None:
+    app = Starlette(routes=[Mount("/t/{tenant}", page_of(real.client(), token="secret"))])
+    async with asking(app) as browser:
+        answer = await browser.get(f"{prefix}/?token=secret")
+    assert answer.status_code == 303
+    assert answer.headers["set-cookie"].endswith(f"; Path={quote(prefix)}/; SameSite=lax")
 
 
 async def test_nothing_can_be_taken_where_that_was_not_allowed(real: World) -> None:

@@ -108,3 +108,59 @@ async def test_asking_for_the_head_starts_nothing(real: World, path: str) -> Non
         answer = await browser.head(url + path)
         assert (answer.status_code, answer.content) == (200, b"")
         assert app.state.feed.viewers == 0
+
+
+async def test_no_more_than_so_many_watch_though_they_come_at_once(
+    real: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsync.web.app.VIEWERS", 3)
+    app = page_of(real.client())
+    async with served(app, app.state.feed) as url, httpx2.AsyncClient() as browser:
+
+        async def watch() -> int:
+            async with browser.stream("GET", f"{url}/events") as answer:
+                if answer.status_code == 200:
+                    await full.wait()
+                return answer.status_code
+
+        full = asyncio.Event()
+        watchers = [asyncio.create_task(watch()) for _ in range(8)]
+        await settled(lambda: sum(task.done() for task in watchers) == 5, "five are refused")
+        full.set()
+        assert sorted(await asyncio.gather(*watchers)) == [200] * 3 + [503] * 5
+        await settled(lambda: app.state.feed.streams == 0)
+
+
+async def test_who_reads_nothing_makes_room_for_others(
+    real: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsync.web.app.STUCK", 0.2)
+    client = real.client()
+    for n in range(200):  # a look that no buffer holds for long
+        await client.event(f"{n} {'x' * 100}").set()
+    app = page_of(client, every=0.05)
+    async with served(app, app.state.feed) as url:
+        parts = urlsplit(url)
+        with socket.create_connection((parts.hostname, parts.port)) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(f"GET /events HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+            await settled(lambda: app.state.feed.streams == 1)
+            await settled(lambda: app.state.feed.streams == 0, within=20)
+    for n in range(200):
+        await client.event(f"{n} {'x' * 100}").clear()
+
+
+async def test_a_crowd_is_sent_busy_ones_first(
+    real: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsync.web.app.ROWS", 2)
+    client = real.client()
+    for name in ("a", "b", "c"):
+        await client.event(name).set()
+        await client.event(name).clear()
+    async with client.lock("z"):
+        app = page_of(client)
+        async with served(app, app.state.feed) as url, watching(url) as viewer:
+            seen = await viewer.until(lambda snapshot: row(snapshot, "z").get("held"))
+    assert [each["name"] for each in seen["rows"]] == ["a", "z"]
+    assert seen["unsent"] == 2

@@ -321,6 +321,7 @@ function see(snapshot) {
   from = `, from ${plain(snapshot.server)}`
   from += `; ${snapshot.answered} of ${snapshot.processes} processes tell what their tasks do`
   if (snapshot.left_out) from += `; ${snapshot.left_out} were looked at earlier`
+  if (snapshot.unsent) from += `; ${snapshot.unsent} more, idle ones first to be left out`
   if (snapshot.unread) from += "; there may be more"
   render()
 }
