@@ -147,7 +147,7 @@ class Client(Jobs):
         self._checked = False  # how the server is set up
         self._counter = 0
         self.declarations: Declarations = Declarations()
-        self.patience = None if slow_wait is None else Patience(slow_wait)
+        self.patience: Patience | None = None if slow_wait is None else Patience(slow_wait)
         self._respondent: Respondent | None = None  # once somebody has asked
         self._broken_at: float | None = None  # since when a connection is broken
         self._loop: asyncio.AbstractEventLoop | None = None

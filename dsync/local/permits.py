@@ -124,7 +124,7 @@ class Step:
         self.silence: int = silence
         self.quiet: int = silence // 4
         self.gone: dict[str, bool] = {}  # processes that no message reaches
-        self.handed = 0  # how many of those who waited got a permit
+        self.handed: int = 0  # how many of those who waited got a permit
 
     def grant(self, token: str, lease: int) -> None:
         permits = self.permits
