@@ -33,7 +33,8 @@ WITHIN = {
     "dsync.Client": {
         *("client_id", "cohorts", "declarations", "disagreement", "disconnected", "enter"),
         *("forked", "gap", "homes", "ignore", "keeper", "listen", "listening", "lost", "news"),
-        *("phase", "probes", "pushed", "report", "store", "token", "tuned", "watch", "when_bound"),
+        *("outboxes", "patience", "phase", "probes", "pushed", "report", "store", "token"),
+        *("tuned", "watch", "when_bound"),
     },
     "dsync.Lease": {
         *("error", "guard", "hold", "holder", "lift", "lose", "orphan", "outer", "owner", "pause"),
