@@ -21,10 +21,10 @@ from dsync.errors import ClientClosed, StoreUnavailable, TooManyWaiters
 from dsync.lease import Hold, Lease, Terms, margin
 from dsync.line import DONE, Line, Sleeper, Waiter
 from dsync.linger import Idle
-from dsync.names import party
 from dsync.permits import PASSES, Permits
 from dsync.reply import Reply
 from dsync.request import Request
+from dsync.rival import Rival, taken_by
 from dsync.sleepers import Sleepers, is_sleepers
 from dsync.store import Arg, Call, Done
 from dsync.telemetry import HandedOver, RenewedLate, Skipped, Watch
@@ -66,9 +66,7 @@ class Cohort(Line):
         self._turn = 0
         self._changing = 0  # calls of ours on their way that change the limit
         self.minded = False  # Patience looks at it from time to time
-        # The token of who holds it, of another process, as the store has told us, and when it did.
-        self._rival: bytes | str = b""
-        self._rival_at = 0.0  # time.monotonic()
+        self.rival: Rival = Rival(client.client_id)
 
     @property
     def sleepers(self) -> Sleepers:
@@ -284,7 +282,7 @@ class Cohort(Line):
             return
         code, fence_or_place, ms, waiting, limit, *holder = reply
         if code == 0:
-            self._rival, self._rival_at = holder[0], call.sent
+            self.rival.note(holder[0], call.sent)
         if limit != self.limit:
             self.learn_limit(limit)
         if self.permits.declaration.unborn:
@@ -480,20 +478,13 @@ class Cohort(Line):
     def holder(self) -> str:
         """Who holds it, or for longest of several here, in words, as far as this process knows."""
         now = time.monotonic()
-        it, one = ("it", "") if self.block else ("one", "one is ")
         some = islice(self.holds.values(), 16)  # each of thousands that time out at once asks
         leases = [hold.lease for hold in some if hold.lease is not None]
         if leases:
             first = min(leases, key=lambda lease: lease.since)
+            it = "it" if self.block else "one"
             return f"{first.holder()} of this process has held {it} for {now - first.since:.1f} s"
-        if not self._rival or self._is_ours(self._rival):
-            return "info() tells who holds it"
-        ago = max(now - self._rival_at, 0)
-        return f"{one}held by {party(self._rival)}, as it was {ago:.1f} s ago"
-
-    def _is_ours(self, token: bytes | str) -> bool:
-        text = token if isinstance(token, str) else token.decode(errors="replace")
-        return text.startswith(f"{self.client.client_id}.")
+        return self.rival.in_words(alone=bool(self.block))
 
     def _check_room(self, max_waiters: int) -> None:
         # Whom a free permit may already be on its way to does not count as waiting.
@@ -559,7 +550,7 @@ class Cohort(Line):
             return
         code, fence, _, waiting, limit, *holder = call.reply
         if code == 0:
-            self.lose(hold, self._taken_by(*holder))
+            self.lose(hold, taken_by(holder[0], alone=bool(self.block)))
             return
         if hold.failed and self.watch.hooks:
             left = max(hold.deadline - time.monotonic(), 0.0)
@@ -588,14 +579,6 @@ class Cohort(Line):
             self.client.lost(self, lease)
         self.stand()
 
-    def _taken_by(self, holder: bytes | str) -> str:
-        """Why the store does not know a hold of ours any more."""
-        if not self.block:  # of several holders it tells but one
-            return "the store gave it to another or has forgotten it"
-        if not holder:
-            return "the store has forgotten it: it lost its data, or the lease had ended there"
-        return f"the store gave it to {party(holder)}"
-
     def drop(self, hold: Hold) -> None:
         hold.lease = None
         if self.idle is not None:
@@ -617,7 +600,7 @@ class Cohort(Line):
         held, waiting, more = answer  # how many were served, or who holds it instead
         self.note_waiting(waiting)
         if not held and call.attempts == 1:
-            lease.lose(self._taken_by(more))
+            lease.lose(taken_by(more, alone=bool(self.block)))
             self.client.lost(self, lease)
             reply.settle(lease.error())
         else:
