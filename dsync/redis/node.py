@@ -7,7 +7,7 @@ from redis.crc import key_slot
 
 from dsync.redis.link import TRANSIENT, Command, Refusal, packed, words_of
 from dsync.redis.topology import Address
-from dsync.redis.wire import Connection, Wire
+from dsync.redis.wire import Wire
 from dsync.store import Call
 
 if TYPE_CHECKING:
@@ -150,22 +150,13 @@ class Node(Wire):
 
     # -- channels -------------------------------------------------------------------------------
 
-    def _connected(self, connection: Connection) -> None:
-        """Listen, send what waits, and if there was a connection before, announce the gap."""
-        self._connection = connection
-        self.trouble = None
-        self.progress = float("-inf")
+    def _listen(self) -> None:
         for channel in self.channels:
             self._tune("SSUBSCRIBE", channel)
-        self._send(self.greet())
-        waiting = list(self._backlog)
-        self._backlog.clear()
-        for call in waiting:
-            self._send(call)
-        first, self._connected_at = self._connected_at is None, time.monotonic()
-        self.hint = Wire.hint
-        if not first:
-            self._cluster.gap()
+        self.hint = Wire.hint  # it can be reached
+
+    def _announce_gap(self) -> None:
+        self._cluster.gap()
 
     def subscribe(self, channel: str) -> None:
         self.channels.add(channel)

@@ -184,9 +184,7 @@ class Wire(Link):
         self._connection = connection
         self.trouble = None
         self.progress = float("-inf")
-        self._tune("SUBSCRIBE", self.channel)
-        for channel in self.channels:  # each by itself: one may be refused, the others not
-            self._tune("SUBSCRIBE", channel)
+        self._listen()
         self._send(self.greet())
         waiting = list(self._backlog)
         self._backlog.clear()
@@ -194,7 +192,16 @@ class Wire(Link):
             self._send(call)
         first, self._connected_at = self._connected_at is None, time.monotonic()
         if not first:
-            self.inbox.gap()
+            self._announce_gap()
+
+    def _listen(self) -> None:
+        """Subscribe to all that we listen to."""
+        self._tune("SUBSCRIBE", self.channel)
+        for channel in self.channels:  # each by itself: one may be refused, the others not
+            self._tune("SUBSCRIBE", channel)
+
+    def _announce_gap(self) -> None:
+        self.inbox.gap()
 
     def subscribe(self, channel: str) -> None:
         self.channels.add(channel)

@@ -731,6 +731,17 @@ async def test_a_bus_that_cannot_be_asked_says_so_to_who_awaits_and_else_to_the_
     await settled(lambda: got == [1])
 
 
+async def test_who_waits_for_a_bus_that_could_not_be_asked_before_is_told_too(world: World) -> None:
+    await foreign(world)
+    bus = world.client().event_bus()
+    bus.on("x", print)
+    await settled(lambda: bool(world.errors))
+    await settled(lambda: not bus._hub._asking, "nothing is asked any more")
+    with pytest.raises(dsync.ForeignKey):
+        await bus.wait_for("y", timeout=5)
+    world.errors.clear()
+
+
 async def test_a_user_without_rights_on_the_channel_is_told(real: World) -> None:
     name = f"u{uuid.uuid4().hex[:8]}"
     await real.admin.acl_setuser(

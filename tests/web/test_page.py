@@ -143,6 +143,6 @@ def test_the_page_needs_nobody_else_and_asks_below_its_own_address(name: str) ->
 async def test_there_is_an_end_to_how_many_may_watch(real: World) -> None:
     app = page_of(real.client())
     async with asking(app) as browser:
-        app.state.feed.viewers = VIEWERS
+        app.state.feed.streams = VIEWERS
         answer = await browser.get("/events")
     assert answer.status_code == 503
