@@ -119,8 +119,10 @@ def test_a_run_keeps_every_promise():
 def test_ctrl_c_ends_everything_and_still_prints_the_summary():
     with started("--seconds", "60") as (process, directory):
         read_until(process, "2.0 s")
-        workers = pids_of_workers(directory)
-        assert len(workers) == 4
+        until = time.monotonic() + 20
+        while len(workers := pids_of_workers(directory)) < 4:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=15)
         assert process.returncode == 130, output
