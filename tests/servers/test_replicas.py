@@ -151,7 +151,8 @@ async def test_many_leases_are_asked_for_together(replicated: Replicated, client
     locks = [one.lock(str(number)) for number in range(100)]
     before = await waits(replicated)
     await asyncio.gather(*(lock.acquire() for lock in locks))
-    assert await waits(replicated) - before < 20
+    # One for all that leave in one tick; answers, and so renewals, come in a few ticks.
+    assert await waits(replicated) - before < 50
     await asyncio.gather(*(lock.release() for lock in locks))
 
 
