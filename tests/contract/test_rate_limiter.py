@@ -642,13 +642,16 @@ async def test_a_clock_that_steps_forward_gives_one_burst_at_most(
 async def test_a_call_leaves_nothing_for_the_garbage_collector(world: World, question: str) -> None:
     limiter = world.client().rate_limiter("x", 1e6)
     await getattr(limiter, question)()
-    gc.collect()
+    left = []
     gc.disable()
     try:
-        for _ in range(50):
-            await getattr(limiter, question)()
+        for _ in range(3):  # what others leave comes once: of a test before, of a thread
+            gc.collect()
+            for _ in range(50):
+                await getattr(limiter, question)()
+            left.append(gc.collect())
         if world.kind != "fakeredis":  # which makes its own
-            assert gc.collect() < 50
+            assert min(left) < 50, left
     finally:
         gc.enable()
 
