@@ -120,10 +120,10 @@ class Hub:
                     raise subscription.closed
                 self._listen()
                 if not subscription.live:
-                    if not self._asking:  # the answer came before this one, and was an error
-                        self._ask()
                     future: asyncio.Future[None] = loop.create_future()
                     self._going_live.append(future)
+                    if not self._asking:  # the answer came before this one, and was an error
+                        self._ask()
                     await future
         finally:
             subscription.awaited -= 1

@@ -343,9 +343,11 @@ class Keeper:
 
     def _renew_next(self) -> None:
         due = self._due
-        self._renew_slice([due.popleft() for _ in range(min(len(due), self.SLICE))])
-        if due:
-            asyncio.get_running_loop().call_later(self.PAUSE, self._renew_next)
+        try:
+            self._renew_slice([due.popleft() for _ in range(min(len(due), self.SLICE))])
+        finally:  # one that cannot be renewed must not keep the others from it
+            if due:
+                asyncio.get_running_loop().call_later(self.PAUSE, self._renew_next)
 
     def _renew_slice(self, holds: list[Hold]) -> None:
         for hold in holds:

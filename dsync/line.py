@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["DONE", "Line", "Sleeper", "Waiter"]
 
 DONE: Reply[None] = Reply(None)
+NOBODY: Watch = Watch()  # of what has no client
 
 
 class Waiter:
@@ -101,7 +102,7 @@ class Line:
         # In order of arrival.  A waiter whose future is done is on its way out, and is skipped.
         self.waiters: deque[Waiter] = deque()
         self.kind = self.name = ""
-        self.watch: Watch = Watch()
+        self.watch: Watch = NOBODY
 
     async def acquire(self, terms: Terms, timeout: float | None) -> Lease:
         """Wait for a lease that is ours when this returns.  Nothing stays behind if it raises."""

@@ -14,21 +14,23 @@ class Rival:
 
     def __init__(self, client_id: str) -> None:
         self._ours: str = f"{client_id}."
-        self._token: str = ""
+        self._token: bytes | str = ""
         self._at: float = 0.0  # when it was asked, time.monotonic()
 
     def note(self, token: bytes | str, at: float) -> None:
         """It was so at this time; "" where nobody held."""
-        self._token = token if isinstance(token, str) else token.decode(errors="replace")
+        self._token = token
         self._at = at
 
     def in_words(self, alone: bool) -> str:
         """Who holds; `alone`: nobody else can beside it."""
-        if not self._token or self._token.startswith(self._ours):
+        token = self._token
+        text = token if isinstance(token, str) else token.decode(errors="replace")
+        if not text or text.startswith(self._ours):
             return "info() tells who holds it"
         ago = max(time.monotonic() - self._at, 0)
         held = "held" if alone else "one is held"
-        return f"{held} by {party(self._token)}, as it was {ago:.1f} s ago"
+        return f"{held} by {party(text)}, as it was {ago:.1f} s ago"
 
 
 def taken_by(holder: bytes | str, alone: bool) -> str:
