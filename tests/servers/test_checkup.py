@@ -108,6 +108,18 @@ async def test_a_policy_without_a_bound_is_no_danger_yet(start: Start, client: M
     assert any("no maxmemory" in each for each in await findings(one, "info"))
 
 
+async def test_a_server_that_has_little_memory_left(start: Start, client: Made) -> None:
+    backend = start("--maxmemory", "50mb", "--maxmemory-policy", "noeviction")
+    one = client(backend.url)
+    assert await findings(one) == []
+    async with admin_of(backend) as admin:
+        for number in range(47):
+            await admin.set(f"junk:{number}", "x" * 1_000_000)
+    found = await only(one)
+    assert "of its maxmemory" in found
+    assert "raise maxmemory" in found
+
+
 async def test_a_server_that_hangs_up_on_large_messages(start: Start, client: Made) -> None:
     one = client(start("--client-output-buffer-limit", "pubsub 100kb 0 0").url)
     found = await only(one)
